@@ -1,0 +1,46 @@
+//! How a conversation with an environment is laid out in tokens.
+
+use fsq_model::{ChatTemplate, Message, Special, TokenId, Tokenizer};
+
+use crate::EpisodeError;
+
+/// A policy's tokenizer and template, and what they say about turns.
+pub struct Protocol<'a> {
+    /// Encodes and decodes.
+    pub tokenizer: &'a Tokenizer,
+    template: &'a ChatTemplate,
+}
+
+/// Stands in for the policy's turn when the text between two turns is looked up.
+const MARK: &str = "\u{1}";
+
+impl<'a> Protocol<'a> {
+    /// Joins a tokenizer and a template.
+    #[must_use]
+    pub fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate) -> Self {
+        Self { tokenizer, template }
+    }
+
+    /// Tokens up to where the policy's first turn begins.
+    ///
+    /// # Errors
+    /// When the template refuses.
+    pub fn first(&self, observation: &str) -> Result<Vec<TokenId>, EpisodeError> {
+        let text = self.template.render(&[Message::new("user", observation)], true)?;
+        Ok(self.tokenizer.encode(&text, Special::Parse))
+    }
+
+    /// Tokens between the end of a policy's turn (its stop token included) and the start of its next.
+    ///
+    /// # Errors
+    /// When the template refuses, or rewrites earlier turns, so that tokens could not simply be appended.
+    pub fn next(&self, observation: &str) -> Result<Vec<TokenId>, EpisodeError> {
+        let mut messages = vec![Message::new("user", "."), Message::new("assistant", MARK)];
+        let before = self.template.render(&messages, false)?;
+        messages.push(Message::new("user", observation));
+        let after = self.template.render(&messages, true)?;
+        let fault = || EpisodeError::Template("an earlier turn changes when a later one is added".into());
+        let text = after.strip_prefix(&before).ok_or_else(fault)?;
+        Ok(self.tokenizer.encode(text, Special::Parse))
+    }
+}

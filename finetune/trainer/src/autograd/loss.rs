@@ -1,0 +1,190 @@
+//! The training losses, fused with the softmax over the vocabulary.
+
+use rayon::prelude::*;
+
+use super::Op;
+
+/// What the policy is asked for at one token.
+#[derive(Clone, Debug)]
+pub enum TokenLoss {
+    /// `−weight · log p(target)`.
+    Likelihood {
+        /// The next token.
+        target: u32,
+        /// Its weight; 0 leaves it out.
+        weight: f32,
+    },
+    /// The clipped surrogate `−min(ρ·A, clip(ρ, 1 − low, 1 + high)·A)` with `ρ = p(target) / p_sampled(target)`.
+    Surrogate {
+        /// The sampled token.
+        target: u32,
+        /// Its log-probability when it was sampled.
+        sampled_log_probability: f32,
+        /// The advantage of its span, times the normaliser.
+        advantage: f32,
+        /// The clip range, `(low, high)`.
+        clip: (f32, f32),
+    },
+    /// The Brier score expected under the policy's own distribution at the place of the confidence.
+    Confidence(Confidence),
+}
+
+/// `weight · [Σ_k p(k)·(value_k − outcome)² + (1 − Σ_k p(k))·1]` over the 21 grid answers `k`.
+///
+/// The rest of the vocabulary counts as wrong by a whole unit, so that no mass leaks out of the grid. After the
+/// tokenized Brier score of ConfTuner, arXiv 2508.18847.
+#[derive(Clone, Debug)]
+pub struct Confidence {
+    /// First token of each grid answer, with its value in 0..=1.
+    pub levels: std::sync::Arc<Vec<(u32, f32)>>,
+    /// 1 for success.
+    pub outcome: f32,
+    /// Weight of this token.
+    pub weight: f32,
+}
+
+/// Sum of the losses of some rows. Input: `logits [rows, vocab]`; output: `[1]`.
+pub(crate) struct SpanLoss {
+    pub(crate) losses: Vec<TokenLoss>,
+    pub(crate) vocab: usize,
+}
+
+/// Probabilities of a row of logits.
+fn softmax(row: &[f32]) -> Vec<f32> {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let mut probabilities: Vec<f32> = row.iter().map(|it| (it - largest).exp()).collect();
+    let sum: f32 = probabilities.iter().sum();
+    for probability in &mut probabilities {
+        *probability /= sum;
+    }
+    probabilities
+}
+
+/// `log p(target)` of a row of logits.
+pub(crate) fn log_softmax_at(row: &[f32], target: u32) -> f32 {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let sum: f32 = row.iter().map(|it| (it - largest).exp()).sum();
+    row[target as usize] - largest - sum.ln()
+}
+
+impl TokenLoss {
+    fn value(&self, row: &[f32]) -> f32 {
+        match self {
+            Self::Likelihood { weight: 0.0, .. } => 0.0,
+            Self::Likelihood { target, weight } => -weight * log_softmax_at(row, *target),
+            Self::Surrogate { target, sampled_log_probability, advantage, clip } => {
+                let ratio = (log_softmax_at(row, *target) - sampled_log_probability).exp();
+                -(ratio * advantage).min(ratio.clamp(1.0 - clip.0, 1.0 + clip.1) * advantage)
+            }
+            Self::Confidence(confidence) => {
+                let probabilities = softmax(row);
+                confidence.levels.iter().fold(confidence.weight, |sum, (token, value)| {
+                    let missed = (value - confidence.outcome).powi(2) - 1.0;
+                    sum + confidence.weight * probabilities[*token as usize] * missed
+                })
+            }
+        }
+    }
+
+    /// Adds `scale ·` the gradient by the logits to `grad`.
+    fn gradient(&self, row: &[f32], scale: f32, grad: &mut [f32]) {
+        match self {
+            Self::Likelihood { weight: 0.0, .. } => {}
+            Self::Likelihood { target, weight } => log_gradient(row, *target, -weight * scale, grad),
+            Self::Surrogate { target, sampled_log_probability, advantage, clip } => {
+                let ratio = (log_softmax_at(row, *target) - sampled_log_probability).exp();
+                let clipped = ratio.clamp(1.0 - clip.0, 1.0 + clip.1) * advantage < ratio * advantage;
+                if !clipped {
+                    log_gradient(row, *target, -advantage * ratio * scale, grad);
+                }
+            }
+            Self::Confidence(confidence) => {
+                // d/dx_j Σ_k p_k·c_k = p_j·(c_j − Σ_k p_k·c_k), with c = 0 off the grid.
+                let probabilities = softmax(row);
+                let missed = |value: f32| (value - confidence.outcome).powi(2) - 1.0;
+                let levels = confidence.levels.iter();
+                let mean: f32 = levels.map(|(token, value)| probabilities[*token as usize] * missed(*value)).sum();
+                for (grad, probability) in grad.iter_mut().zip(&probabilities) {
+                    *grad -= scale * confidence.weight * probability * mean;
+                }
+                for (token, value) in confidence.levels.iter() {
+                    let token = *token as usize;
+                    grad[token] += scale * confidence.weight * probabilities[token] * missed(*value);
+                }
+            }
+        }
+    }
+}
+
+/// Adds `factor · d log p(target) / d logits`.
+fn log_gradient(row: &[f32], target: u32, factor: f32, grad: &mut [f32]) {
+    for (grad, probability) in grad.iter_mut().zip(softmax(row)) {
+        *grad -= factor * probability;
+    }
+    grad[target as usize] += factor;
+}
+
+impl Op for SpanLoss {
+    const NAME: &'static str = "span_loss";
+
+    fn shape(&self, _: &[&[usize]]) -> Vec<usize> {
+        vec![1]
+    }
+
+    fn forward(&self, values: &[&[f32]], output: &mut [f32]) {
+        let rows = values[0].par_chunks_exact(self.vocab).zip(&self.losses);
+        let losses: Vec<f32> = rows.map(|(row, loss)| loss.value(row)).collect();
+        // Summed in order, in f64: the same on any number of threads.
+        #[expect(clippy::cast_possible_truncation, reason = "a loss is reported at f32")]
+        let sum = losses.iter().map(|it| f64::from(*it)).sum::<f64>() as f32;
+        output[0] = sum;
+    }
+
+    fn backward(&self, values: &[&[f32]], grad: &[f32], grads: &mut [Vec<f32>]) {
+        let rows = values[0].par_chunks_exact(self.vocab).zip(&self.losses);
+        let grads = grads[0].par_chunks_exact_mut(self.vocab);
+        rows.zip(grads).for_each(|((row, loss), out)| loss.gradient(row, grad[0], out));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::check::{gradients, noise};
+    use super::*;
+
+    #[test]
+    fn backward_equals_differences() {
+        let levels = Arc::new(vec![(1, 0.0), (2, 0.5), (4, 1.0)]);
+        let confidence = |outcome| Confidence { levels: Arc::clone(&levels), outcome, weight: 0.7 };
+        let row = noise(6, 7, 1.0);
+        let sampled_log_probability = log_softmax_at(&row, 3) - 0.05;
+        let losses = vec![
+            TokenLoss::Likelihood { target: 2, weight: 0.3 },
+            TokenLoss::Likelihood { target: 0, weight: 0.0 },
+            TokenLoss::Surrogate { target: 3, sampled_log_probability, advantage: -0.4, clip: (0.2, 0.28) },
+            TokenLoss::Confidence(confidence(1.0)),
+            TokenLoss::Confidence(confidence(0.0)),
+        ];
+        let mut logits = noise(30, 1, 1.0);
+        logits[12..18].copy_from_slice(&row);
+        let op = SpanLoss { losses, vocab: 6 };
+        gradients(&op, &[(vec![5, 6], logits)], &[0], 3e-3);
+    }
+
+    #[test]
+    fn a_ratio_beyond_the_clip_gets_no_gradient() {
+        let row = noise(4, 1, 1.0);
+        let sampled_log_probability = log_softmax_at(&row, 1) - 0.5;
+        let clip = (0.2, 0.28);
+        let gradient = |advantage| {
+            let mut grad = vec![0.0; 4];
+            let loss = TokenLoss::Surrogate { target: 1, sampled_log_probability, advantage, clip };
+            loss.gradient(&row, 1.0, &mut grad);
+            grad
+        };
+        assert_eq!(gradient(1.0), vec![0.0; 4], "the ratio is 1.65 already: no push further up");
+        assert_ne!(gradient(-1.0), vec![0.0; 4], "but it may come down");
+    }
+}

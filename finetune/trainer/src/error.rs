@@ -1,0 +1,48 @@
+//! Every way in which training can fail.
+
+use std::path::PathBuf;
+
+/// A fault in training; each variant names what was expected and found.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The graph refused an operation.
+    #[error("training graph: {0}")]
+    Graph(#[from] candle_core::Error),
+    /// A checkpoint or adapter is at fault.
+    #[error(transparent)]
+    Checkpoint(#[from] fsq_checkpoint::CheckpointError),
+    /// The tokenizer refused.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// An adapter does not cover a module that it must.
+    #[error("adapter: module `{0}` is missing")]
+    MissingModule(String),
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The loss is no number any more.
+    #[error("step {step}: loss is {loss}; the last whole checkpoint is kept")]
+    NotFinite {
+        /// Optimizer steps done.
+        step: usize,
+        /// What the loss was.
+        loss: f32,
+    },
+    /// A saved state does not fit the run.
+    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        field: String,
+        /// What the run needs.
+        expected: String,
+        /// What is saved.
+        found: String,
+    },
+}

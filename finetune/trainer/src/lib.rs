@@ -1,0 +1,20 @@
+//! Trainable forward, LoRA and the three stages.
+//!
+//! The graph is candle's; every fused operation in it is ours and has a backward. Episodes are never sampled by
+//! this forward: the serving runtime plays them, this crate only learns from them.
+
+mod autograd;
+pub mod batch;
+mod error;
+pub mod optimizer;
+pub mod policy;
+pub mod stages;
+pub mod text;
+pub mod vocabulary;
+
+pub use autograd::{Confidence, TokenLoss};
+pub use batch::{Batch, Sequence};
+pub use error::TrainError;
+pub use optimizer::{AdamW, AdamWConfig};
+pub use policy::{LoraConfig, TrainablePolicy};
+pub use vocabulary::Vocabulary;

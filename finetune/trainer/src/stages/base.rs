@@ -1,0 +1,157 @@
+//! The base: a small policy from scratch, trained on plain episodes and copy drills.
+//!
+//! The data of a step depends on the seed and the step alone, so a run resumes from its weights and a number.
+
+use fsq_checkpoint::{Architecture, Dimensions};
+use fsq_environments::{Countdown, DocHop, Environment, Skill, Split};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+use crate::stages::Schedule;
+use crate::text::{Logged, Piece, drill, encode, filler};
+use crate::{AdamW, AdamWConfig, Batch, Sequence, TrainError, TrainablePolicy, Vocabulary};
+
+/// Skills that the base learns from: better than the logging mix, since it shall be worth improving.
+const COUNTDOWN_SKILLS: [(Skill, f64); 3] =
+    [(Skill { epsilon: 0.05 }, 0.6), (Skill { epsilon: 0.3 }, 0.25), (Skill { epsilon: 1.0 }, 0.15)];
+const DOCHOP_SKILLS: [(Skill, f64); 3] =
+    [(Skill { epsilon: 0.02 }, 0.6), (Skill { epsilon: 0.2 }, 0.25), (Skill { epsilon: 0.6 }, 0.15)];
+/// DocHop universes are dear to make, so a step asks several questions of each.
+const DOCHOP_TASKS: usize = 6;
+
+/// Sizes and recipe of a base.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseConfig {
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Width of the residual stream; a multiple of 256 lets every k-quant be used.
+    pub hidden: usize,
+    /// Width of the feed-forward part.
+    pub intermediate: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tokens that a step reads, at least.
+    pub batch_tokens: usize,
+    /// Shares of the batch's tokens: Countdown, DocHop, drills.
+    pub mix: [f64; 3],
+    /// Learning rate.
+    pub schedule: Schedule,
+}
+
+impl BaseConfig {
+    /// The sizes with a vocabulary.
+    #[must_use]
+    pub fn dimensions(&self, vocab: usize) -> Dimensions {
+        Dimensions {
+            architecture: Architecture::Llama,
+            n_layers: self.layers,
+            hidden: self.hidden,
+            intermediate: self.intermediate,
+            n_heads: self.heads,
+            n_kv_heads: self.kv_heads,
+            head_dim: self.hidden / self.heads,
+            vocab,
+            context: 1024,
+            rms_eps: 1e-5,
+            rope_theta: 10_000.0,
+            tied: true,
+        }
+    }
+}
+
+/// One step's data.
+///
+/// # Errors
+/// When the tokenizer refuses.
+pub fn batch(
+    config: &BaseConfig,
+    vocabulary: &Vocabulary,
+    words: &[String],
+    seed: u64,
+    step: usize,
+) -> Result<Batch, TrainError> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(step as u64 + 1);
+    let mut sequences: Vec<Sequence> = Vec::new();
+    let mut counted = [0usize; 3];
+    while counted.iter().sum::<usize>() < config.batch_tokens {
+        // Whichever kind lags its share most comes next.
+        let lag = |it: &usize| config.mix[*it] / (1.0 + to_f64(counted[*it]));
+        let kind = (0..3).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
+        let mut made = match kind {
+            0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, 0.3, vocabulary, &mut rng)?,
+            1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, 0.1, vocabulary, &mut rng)?,
+            _ => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0))?],
+        };
+        counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
+        sequences.append(&mut made);
+    }
+    Ok(Batch::of(&sequences))
+}
+
+/// Plain episodes, a third of them with filler between what is read and what is done.
+fn episodes<E: Environment>(
+    world: &E,
+    skills: &[(Skill, f64)],
+    count: usize,
+    answer_weight: f32,
+    vocabulary: &Vocabulary,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Sequence>, TrainError> {
+    let tasks = world.tasks(Split::Train, rng.random(), count);
+    let mut made = Vec::with_capacity(count);
+    for task in tasks {
+        let logged = Logged::play(world, task, skills, false, rng);
+        let wordy = if rng.random_bool(0.3) { 0.7 } else { 0.0 };
+        let script = logged.script(world, |_| filler(wordy, 24, rng));
+        made.push(encode(&script, vocabulary, weight_of(answer_weight))?);
+    }
+    Ok(made)
+}
+
+fn weight_of(answer: f32) -> impl Fn(Piece) -> f32 {
+    move |piece| match piece {
+        Piece::Task => 0.02,
+        Piece::Answer => answer,
+        Piece::Plan | Piece::WorldModel | Piece::Policy => 1.0,
+    }
+}
+
+/// One optimizer step; returns the mean loss.
+///
+/// # Errors
+/// When the graph refuses, or the loss is no number any more.
+pub fn step(
+    policy: &TrainablePolicy,
+    optimizer: &mut AdamW,
+    batch: &Batch,
+    step: usize,
+    learning_rate: f32,
+) -> Result<f32, TrainError> {
+    let scale = 1.0 / batch.total_weight();
+    let loss = policy.loss(batch)?;
+    let value = loss.to_vec1::<f32>()?.first().copied().unwrap_or(f32::NAN) * scale;
+    if !value.is_finite() {
+        return Err(TrainError::NotFinite { step, loss: value });
+    }
+    optimizer.step(policy.trained(), &loss.backward()?, scale, learning_rate)?;
+    Ok(value)
+}
+
+/// The optimizer of every stage that learns from text.
+#[must_use]
+pub fn optimizer() -> AdamW {
+    AdamW::new(AdamWConfig::LLAMA)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
+fn to_f64(count: usize) -> f64 {
+    count as f64
+}

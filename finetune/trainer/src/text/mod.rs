@@ -1,0 +1,167 @@
+//! What each stage reads, as text: one episode record, several renderings.
+//!
+//! Plain episodes for the base, free-text world-model blocks for WM-AMT, the tagged format for FE-SFT. A block is
+//! rendered from the true future and never names what the policy has not seen.
+
+mod blocks;
+mod drills;
+
+use fsq_environments::{Environment, Skill, play_logged, success_label};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::vocabulary::{ASSISTANT, BOS, END, USER};
+use crate::{Sequence, TrainError, Vocabulary};
+
+pub use blocks::{Imagined, as_foresight, keeps_to_grammar, phrasings_sample, prose, tagged};
+pub use drills::{drill, word_list};
+
+/// Continuations behind each success label.
+const LABEL_CONTINUATIONS: u32 = 16;
+
+/// Words that say nothing: the base learns that anything may stand between what it reads and what it does.
+const FILLER: [&str; 16] = [
+    "well", "hm", "let", "me", "see", "now", "so", "ok", "look", "at", "this", "here", "and", "think", "about", "it",
+];
+
+/// Who a piece of text comes from, and what a stage weighs it by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The task: drawn at random, so nothing in it can be predicted.
+    Task,
+    /// What the environment answers to an action.
+    Answer,
+    /// An imagined action.
+    Plan,
+    /// An imagined state, or the success estimate.
+    WorldModel,
+    /// Thought and action.
+    Policy,
+}
+
+/// Text with its origin, in order.
+pub type Script = Vec<(Piece, String)>;
+
+/// One logged step.
+pub struct LoggedStep<S> {
+    /// Before the action.
+    pub state: S,
+    /// What was done.
+    pub action: String,
+    /// Success of the logging policy from the state after the action, in percent on the grid.
+    pub label_percent: u8,
+}
+
+/// One logged episode.
+pub struct Logged<E: Environment> {
+    /// The instance.
+    pub task: E::Task,
+    /// The logging policy's.
+    pub skill: Skill,
+    /// Its steps, in order.
+    pub steps: Vec<LoggedStep<E::State>>,
+    /// The state at the end.
+    pub last: E::State,
+}
+
+impl<E: Environment> Logged<E> {
+    /// Plays an episode with a skill drawn from the world's logging mix, or from `skills` where given.
+    pub fn play(
+        world: &E,
+        task: E::Task,
+        skills: &[(Skill, f64)],
+        labels: bool,
+        rng: &mut ChaCha8Rng,
+    ) -> Self {
+        let skill = skills.choose_weighted(rng, |it| it.1).map_or(Skill { epsilon: 1.0 }, |it| it.0);
+        let mut state = world.start(&task);
+        let path = play_logged(world, &task, &state, skill, rng);
+        let mut steps = Vec::with_capacity(path.len());
+        for (action, next) in path {
+            let label_percent =
+                if labels { success_label(world, &task, &next, skill, LABEL_CONTINUATIONS, rng) } else { 0 };
+            steps.push(LoggedStep { state, action, label_percent });
+            state = next;
+        }
+        Self { task, skill, steps, last: state }
+    }
+
+    /// Actions and the states that they led to, from step `from` on.
+    #[must_use]
+    pub fn future(&self, from: usize) -> Vec<(String, E::State)> {
+        let after = |index: usize| self.steps.get(index + 1).map_or(&self.last, |it| &it.state).clone();
+        (from..self.steps.len()).map(|it| (self.steps[it].action.clone(), after(it))).collect()
+    }
+
+    /// What the block at a step imagines: the true future, as far as the world's horizon.
+    #[must_use]
+    pub fn imagined(&self, world: &E, index: usize) -> Imagined {
+        let mut future = self.future(index);
+        future.truncate(E::HORIZON);
+        let state = &self.steps[index].state;
+        let lines = world.lines(&self.task, state, &future);
+        // The verb is what stands between the action and the state of a line.
+        let state_of = lines.first().map_or("", |it| world.state_of_line(it));
+        let before = lines.first().and_then(|it| it.strip_suffix(state_of)).unwrap_or("");
+        let verb = before.trim_end().rsplit(' ').next().map_or(String::new(), |it| format!(" {it} "));
+        Imagined {
+            verb,
+            summary: world.summary(&self.task, state, &future),
+            percent: self.steps[index].label_percent,
+            lines,
+        }
+    }
+
+    /// The tagged episode: every turn in the foresight format.
+    #[must_use]
+    pub fn tagged_script(&self, world: &E) -> Script {
+        let mut script = vec![(Piece::Task, BOS.to_string())];
+        for (index, step) in self.steps.iter().enumerate() {
+            let origin = if index == 0 { Piece::Task } else { Piece::Answer };
+            script.push((origin, format!("{USER}{}{ASSISTANT}", world.observe(&self.task, &step.state))));
+            script.extend(tagged(&self.imagined(world, index), &step.action));
+        }
+        script.push((Piece::Answer, format!("{USER}{}{END}", world.observe(&self.task, &self.last))));
+        script
+    }
+
+    /// The episode as a script; `before_action` writes what the policy says ahead of its action.
+    pub fn script(&self, world: &E, mut before_action: impl FnMut(usize) -> Script) -> Script {
+        let mut script = vec![(Piece::Task, BOS.to_string())];
+        for (index, step) in self.steps.iter().enumerate() {
+            let origin = if index == 0 { Piece::Task } else { Piece::Answer };
+            script.push((origin, format!("{USER}{}{ASSISTANT}", world.observe(&self.task, &step.state))));
+            script.extend(before_action(index));
+            script.push((Piece::Policy, format!("<action>{}</action>{END}", step.action)));
+        }
+        script.push((Piece::Answer, format!("{USER}{}{END}", world.observe(&self.task, &self.last))));
+        script
+    }
+}
+
+/// Some filler words, or none.
+pub fn filler(chance: f64, longest: usize, rng: &mut ChaCha8Rng) -> Script {
+    if !rng.random_bool(chance) {
+        return Vec::new();
+    }
+    let count = rng.random_range(1..=longest);
+    let words: Vec<&str> = (0..count).filter_map(|_| FILLER.choose(rng).copied()).collect();
+    vec![(Piece::Policy, format!("{} ", words.join(" ")))]
+}
+
+/// Tokens of a script, each piece weighed by its origin.
+///
+/// # Errors
+/// When the tokenizer refuses.
+pub fn encode(
+    script: &Script,
+    vocabulary: &Vocabulary,
+    weight: impl Fn(Piece) -> f32,
+) -> Result<Sequence, TrainError> {
+    let mut sequence = Sequence::default();
+    for (piece, text) in script {
+        sequence.extend(&vocabulary.encode(text)?, weight(*piece));
+    }
+    Ok(sequence)
+}

@@ -1,0 +1,97 @@
+//! What a block of weights and a block of activations must be able to do; knows no particular format.
+
+use bytemuck::{Pod, Zeroable};
+
+/// One block of weights, exactly as it lies in a GGUF file. Every implementation has an alignment of one byte, so
+/// that any run of bytes of the right length is a run of blocks.
+pub trait BlockFormat: Pod + Send + Sync {
+    /// Weights per block.
+    const WEIGHTS: usize;
+    /// Whether [`BlockFormat::encode`] looks at the importance.
+    const USES_IMPORTANCE: bool;
+    /// What activations become before a dot product with such blocks.
+    type Activation: Activation;
+
+    /// Encodes `weights` (`[cols]`, one row when `importance` is given, else any number of whole rows).
+    ///
+    /// `importance` (`[cols]`) is the mean square of each input column: an error in a column of large importance
+    /// costs more.
+    ///
+    /// # Panics
+    /// When `blocks` does not hold as many weights as `weights`, or `importance` differs from it in length.
+    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]);
+
+    /// Decodes `blocks` into `weights`.
+    ///
+    /// # Panics
+    /// When the two differ in the number of weights.
+    fn decode(blocks: &[Self], weights: &mut [f32]);
+
+    /// The dot product of a row of weights and a row of activations: the truth every kernel is tested against.
+    /// Products inside a block are summed as integers where the format has integer levels; blocks are summed
+    /// in `f32`, first to last.
+    ///
+    /// # Panics
+    /// When the two differ in length.
+    fn dot(weights: &[Self], activations: &[Self::Activation]) -> f32;
+}
+
+/// One block of activations: what a row of inputs is rounded to before it meets a row of weights.
+pub trait Activation: Pod + Send + Sync {
+    /// Activations per block.
+    const VALUES: usize;
+
+    /// Rounds `values` (`[cols]`) to blocks.
+    ///
+    /// # Panics
+    /// When `blocks` does not hold as many values as `values`.
+    fn encode(values: &[f32], blocks: &mut [Self]);
+
+    /// The values that `blocks` stand for.
+    ///
+    /// # Panics
+    /// When the two differ in length.
+    fn decode(blocks: &[Self], values: &mut [f32]);
+}
+
+/// An IEEE 754 half as it lies in a file: two bytes, little end first, aligned to one byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Half([u8; 2]);
+
+impl Half {
+    /// The nearest half, ties to even; too large becomes infinity.
+    pub fn from_f32(value: f32) -> Self {
+        Self(half::f16::from_f32(value).to_le_bytes())
+    }
+
+    /// The value, exactly.
+    pub fn to_f32(self) -> f32 {
+        half::f16::from_le_bytes(self.0).to_f32()
+    }
+
+    /// The bits.
+    pub fn to_bits(self) -> u16 {
+        u16::from_le_bytes(self.0)
+    }
+}
+
+/// Asserts that `n_blocks` blocks of `per_block` hold exactly `n` numbers.
+pub(crate) fn assert_fits(n: usize, n_blocks: usize, per_block: usize) {
+    assert!(n_blocks.checked_mul(per_block) == Some(n), "{n} numbers do not fill {n_blocks} blocks of {per_block}");
+}
+
+/// Asserts that the importance, if any, covers the columns.
+pub(crate) fn assert_importance(n: usize, importance: Option<&[f32]>) {
+    if let Some(importance) = importance {
+        assert!(importance.len() == n, "importance of {} columns for {n} weights", importance.len());
+    }
+}
+
+/// The part of the importance that belongs to block `index`, or `None` where it says nothing: a block whose inputs
+/// were all zero while importance was observed would otherwise lose its scale.
+pub(crate) fn importance_of_block(importance: Option<&[f32]>, index: usize, per_block: usize) -> Option<&[f32]> {
+    importance
+        .map(|it| &it[index * per_block..(index + 1) * per_block])
+        .filter(|it| it.iter().any(|&weight| weight > 0.0))
+}

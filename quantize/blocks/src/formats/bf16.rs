@@ -1,0 +1,48 @@
+//! Brain floats: the upper half of a 32-bit float, rounded to nearest, ties to even. One number is a block.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::block::{BlockFormat, assert_fits};
+use crate::formats::f32::F32;
+
+/// One number.
+#[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct BF16([u8; 2]);
+
+impl BF16 {
+    /// The value, exactly.
+    pub fn to_f32(self) -> f32 {
+        half::bf16::from_le_bytes(self.0).to_f32()
+    }
+
+    /// The nearest number of this format.
+    pub fn from_f32(value: f32) -> Self {
+        Self(half::bf16::from_f32(value).to_le_bytes())
+    }
+}
+
+impl BlockFormat for BF16 {
+    const WEIGHTS: usize = 1;
+    const USES_IMPORTANCE: bool = false;
+    type Activation = F32;
+
+    fn encode(weights: &[f32], _importance: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), 1);
+        for (block, &weight) in blocks.iter_mut().zip(weights) {
+            *block = Self::from_f32(weight);
+        }
+    }
+
+    fn decode(blocks: &[Self], weights: &mut [f32]) {
+        assert_fits(weights.len(), blocks.len(), 1);
+        for (block, weight) in blocks.iter().zip(weights) {
+            *weight = block.to_f32();
+        }
+    }
+
+    fn dot(weights: &[Self], activations: &[F32]) -> f32 {
+        assert_eq!(weights.len(), activations.len(), "rows of different length");
+        weights.iter().zip(activations).map(|(w, x)| w.to_f32() * x.to_f32()).sum()
+    }
+}

@@ -1,0 +1,134 @@
+//! 256 weights in 16 groups with a 6-bit scale each, 3 bits a weight: `weight = d · (scale - 32) · (level - 4)`
+//! (`block_q3_K`).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::activations::Q8_K;
+use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::search::{self, nearest};
+use crate::super_block::{self, WEIGHTS};
+
+/// One super-block.
+#[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q3_K {
+    /// The third bits: bit `b` of byte `l` belongs to weight `32 · b + l`.
+    pub high: [u8; 32],
+    /// The low two bits, four weights to a byte: in each half of the block, byte `l` holds weights `l`, `l + 32`, `l +
+    /// 64`, `l + 96`.
+    pub low: [u8; 64],
+    /// The scales, 6 bits each: the low halves of bytes 0 to 7 begin groups 0 to 7, the high halves groups 8 to 15;
+    /// bytes 8 to 11 hold the upper two bits of every fourth group.
+    pub scales: [u8; 12],
+    /// The unit of the scales.
+    pub d: Half,
+}
+
+impl Q3_K {
+    /// The levels in order, from -4 to 3.
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
+        let mut levels = super_block::unpack_2_bit(&self.low);
+        for (index, level) in levels.iter_mut().enumerate() {
+            *level += ((self.high[index % 32] >> (index / 32) & 1) * 4) as i8 - 4;
+        }
+        levels
+    }
+
+    /// The scale of a group of 16 weights, from -32 to 31.
+    pub fn scale(&self, group: usize) -> i8 {
+        let low = self.scales[group % 8] >> (group / 8 * 4) & 0xf;
+        let high = self.scales[8 + group % 4] >> (group / 4 * 2) & 3;
+        (low | high << 4) as i8 - 32
+    }
+
+    fn pack(d: Half, scales: &[u8; 16]) -> Self {
+        let mut block = Self { d, ..Self::zeroed() };
+        for (group, scale) in scales.iter().enumerate() {
+            block.scales[group % 8] |= (scale & 0xf) << (group / 8 * 4);
+            block.scales[8 + group % 4] |= (scale >> 4) << (group / 4 * 2);
+        }
+        block
+    }
+
+    fn encode_block(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
+        let mut levels = [0u8; WEIGHTS];
+        let mut block = match importance {
+            None => Self::fit_plain(x, &mut levels),
+            Some(importance) => Self::fit_weighted(x, importance, &mut levels),
+        };
+        let d = block.d.to_f32();
+        super_block::round_symmetric(4, x, |group| d * f32::from(block.scale(group)), &mut levels);
+        block.low = super_block::pack_2_bit(&levels);
+        block.high =
+            std::array::from_fn(|byte| (0..8).fold(0, |bits, bit| bits | (levels[32 * bit + byte] >> 2) << bit));
+        block
+    }
+
+    fn fit_plain(x: &[f32; WEIGHTS], levels: &mut [u8; WEIGHTS]) -> Self {
+        let mut scales = [0.0f32; 16];
+        let (groups, _) = x.as_chunks::<16>();
+        for ((scale, x), levels) in scales.iter_mut().zip(groups).zip(levels.chunks_exact_mut(16)) {
+            *scale = search::symmetric_by_turns(4, x, levels);
+        }
+        let largest = search::extreme(&scales).0;
+        if largest == 0.0 {
+            return Self::zeroed();
+        }
+        let inverse = -32.0 / largest;
+        Self::pack(Half::from_f32(1.0 / inverse), &scales.map(|it| (nearest(inverse * it).clamp(-32, 31) + 32) as u8))
+    }
+
+    fn fit_weighted(x: &[f32; WEIGHTS], importance: &[f32], levels: &mut [u8; WEIGHTS]) -> Self {
+        let sigma2 = 2.0 * search::sum_of_squares(x) / WEIGHTS as f32;
+        let (mut scales, mut totals) = ([0.0f32; 16], [0.0f32; 16]);
+        let groups = x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).zip(importance.chunks_exact(16));
+        for (index, ((x, levels), importance)) in groups.enumerate() {
+            let mut weights = [0.0f32; 16];
+            search::weigh(importance, x, sigma2, &mut weights);
+            totals[index] = weights.iter().sum();
+            scales[index] = search::symmetric(4, x, Some(&weights), levels);
+        }
+        let mut rounded = [0u8; 16];
+        let d = search::symmetric(32, &scales, Some(&totals), &mut rounded);
+        Self::pack(Half::from_f32(d), &rounded)
+    }
+}
+
+impl BlockFormat for Q3_K {
+    const WEIGHTS: usize = WEIGHTS;
+    const USES_IMPORTANCE: bool = true;
+    type Activation = Q8_K;
+
+    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        assert_importance(weights.len(), importance);
+        let (weights, _) = weights.as_chunks::<WEIGHTS>();
+        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
+            *block = Self::encode_block(x, importance_of_block(importance, index, WEIGHTS));
+        }
+    }
+
+    fn decode(blocks: &[Self], weights: &mut [f32]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
+            let d = block.d.to_f32();
+            let levels = block.unpacked();
+            for (group, (weights, levels)) in weights.chunks_exact_mut(16).zip(levels.chunks_exact(16)).enumerate() {
+                let scale = d * f32::from(block.scale(group));
+                for (weight, &level) in weights.iter_mut().zip(levels) {
+                    *weight = scale * f32::from(level);
+                }
+            }
+        }
+    }
+
+    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
+        assert_eq!(weights.len(), activations.len(), "rows of different length");
+        let mut sum = 0.0f32;
+        for (w, x) in weights.iter().zip(activations) {
+            let scales: [i32; 16] = std::array::from_fn(|group| i32::from(w.scale(group)));
+            sum += w.d.to_f32() * x.d * super_block::dot_groups(&w.unpacked(), &x.levels, &scales) as f32;
+        }
+        sum
+    }
+}

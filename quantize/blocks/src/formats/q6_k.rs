@@ -1,0 +1,109 @@
+//! 256 weights in 16 groups with an 8-bit scale each, 6 bits a weight: `weight = d · scale · (level - 32)`
+//! (`block_q6_K`).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::activations::Q8_K;
+use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::search::{self, GROUP_MAX_EPSILON, nearest};
+use crate::super_block::{self, WEIGHTS};
+
+/// One super-block. In each half of it, with `l` from 0 to 31: byte `l` of the low bits holds weights `l` and `l + 64`,
+/// byte `l + 32` weights `l + 32` and `l + 96`; byte `l` of the high bits holds all four.
+#[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q6_K {
+    /// The low four bits, two weights to a byte.
+    pub low: [u8; 128],
+    /// The upper two bits, four weights to a byte.
+    pub high: [u8; 64],
+    /// The scale of each group.
+    pub scales: [i8; 16],
+    /// The unit of the scales.
+    pub d: Half,
+}
+
+impl Q6_K {
+    /// The levels in order, from -32 to 31.
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
+        std::array::from_fn(|index| {
+            let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
+            let low = self.low[64 * half + 32 * (part % 2) + byte] >> (part / 2 * 4) & 0xf;
+            let high = self.high[32 * half + byte] >> (2 * part) & 3;
+            (low | high << 4) as i8 - 32
+        })
+    }
+
+    fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
+        self.low = std::array::from_fn(|index| {
+            let first = 128 * (index / 64) + index % 64;
+            (levels[first] & 0xf) | (levels[first + 64] & 0xf) << 4
+        });
+        self.high = std::array::from_fn(|index| {
+            let first = 128 * (index / 32) + index % 32;
+            (0..4).fold(0, |bits, part| bits | (levels[first + 32 * part] >> 4) << (2 * part))
+        });
+    }
+
+    fn encode_block(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
+        let mut levels = [0u8; WEIGHTS];
+        let mut scales = [0.0f32; 16];
+        for (index, (x, levels)) in x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).enumerate() {
+            let importance = importance.map(|it| &it[16 * index..16 * (index + 1)]);
+            scales[index] = search::symmetric(32, x, importance, levels);
+        }
+        let (largest, magnitude) = search::extreme(&scales);
+        if magnitude < GROUP_MAX_EPSILON {
+            return Self::zeroed();
+        }
+        let inverse = -128.0 / largest;
+        let mut block = Self {
+            d: Half::from_f32(1.0 / inverse),
+            scales: scales.map(|it| nearest(inverse * it).min(127) as i8),
+            ..Self::zeroed()
+        };
+        let d = block.d.to_f32();
+        super_block::round_symmetric(32, x, |group| d * f32::from(block.scales[group]), &mut levels);
+        block.pack_levels(&levels);
+        block
+    }
+}
+
+impl BlockFormat for Q6_K {
+    const WEIGHTS: usize = WEIGHTS;
+    const USES_IMPORTANCE: bool = true;
+    type Activation = Q8_K;
+
+    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        assert_importance(weights.len(), importance);
+        let (weights, _) = weights.as_chunks::<WEIGHTS>();
+        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
+            *block = Self::encode_block(x, importance_of_block(importance, index, WEIGHTS));
+        }
+    }
+
+    fn decode(blocks: &[Self], weights: &mut [f32]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
+            let d = block.d.to_f32();
+            let levels = block.unpacked();
+            for (group, (weights, levels)) in weights.chunks_exact_mut(16).zip(levels.chunks_exact(16)).enumerate() {
+                let scale = d * f32::from(block.scales[group]);
+                for (weight, &level) in weights.iter_mut().zip(levels) {
+                    *weight = scale * f32::from(level);
+                }
+            }
+        }
+    }
+
+    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
+        assert_eq!(weights.len(), activations.len(), "rows of different length");
+        let mut sum = 0.0f32;
+        for (w, x) in weights.iter().zip(activations) {
+            let scales = w.scales.map(i32::from);
+            sum += w.d.to_f32() * x.d * super_block::dot_groups(&w.unpacked(), &x.levels, &scales) as f32;
+        }
+        sum
+    }
+}

@@ -1,0 +1,194 @@
+//! What the super-blocks of 256 weights share: fitting groups, packing levels and scales; knows no single format.
+
+use crate::block::Half;
+use crate::search::{self, Trials, nearest};
+
+/// Weights per super-block (`QK_K`).
+pub(crate) const WEIGHTS: usize = 256;
+
+/// A format whose groups have a scale and a minimum: `weight = d · scale · level - d_min · minimum`.
+pub(crate) struct Affine {
+    /// Weights per group: 16 or 32.
+    pub(crate) group: usize,
+    /// The largest level.
+    pub(crate) level_max: i32,
+    /// The largest scale and minimum of a group.
+    pub(crate) scale_max: i32,
+    /// What to try without importance.
+    pub(crate) trials: Trials,
+    /// Whether weights without importance count by `|x|` alone, or by `|x|` and their group's root mean square.
+    pub(crate) magnitude_only: bool,
+    /// By how much the mean square of the super-block enters the weights with importance.
+    pub(crate) sigma_factor: f32,
+}
+
+/// A super-block fitted by [`Affine::fit`], not yet packed.
+pub(crate) struct Fitted {
+    pub(crate) d: Half,
+    pub(crate) d_min: Half,
+    /// Scale and minimum of each group; only the first `256 / group` count.
+    pub(crate) scales: [u8; 16],
+    pub(crate) minima: [u8; 16],
+    pub(crate) levels: [u8; WEIGHTS],
+}
+
+/// With importance, every format of this kind tries the same.
+const TRIALS_WITH_IMPORTANCE: Trials = Trials { first: -0.9, step: 0.05, n_steps: 36, absolute: false };
+
+impl Affine {
+    /// Fits one super-block.
+    pub(crate) fn fit(&self, x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Fitted {
+        let mut fitted = match importance {
+            None => self.fit_plain(x),
+            Some(importance) => self.fit_weighted(x, importance),
+        };
+        self.round_again(x, &mut fitted);
+        fitted
+    }
+
+    fn fit_plain(&self, x: &[f32; WEIGHTS]) -> Fitted {
+        let (mut scales, mut minima) = ([0.0f32; 16], [0.0f32; 16]);
+        let mut levels = [0u8; WEIGHTS];
+        let groups = x.chunks_exact(self.group).zip(levels.chunks_exact_mut(self.group));
+        for (index, (x, levels)) in groups.enumerate() {
+            let mut weights = [0.0f32; 32];
+            let base = if self.magnitude_only { 0.0 } else { (search::sum_of_squares(x) / self.group as f32).sqrt() };
+            for (weight, &x) in weights.iter_mut().zip(x) {
+                *weight = base + x.abs();
+            }
+            (scales[index], minima[index]) = search::affine(self.level_max, x, &weights, self.trials, levels);
+        }
+        let (d, scales) = self.scale_by_largest(&scales);
+        let (d_min, minima) = self.scale_by_largest(&minima);
+        Fitted { d, d_min, scales, minima, levels }
+    }
+
+    /// Rounds numbers to `0..=scale_max` of the largest of them, and gives the unit.
+    fn scale_by_largest(&self, values: &[f32; 16]) -> (Half, [u8; 16]) {
+        let max = values.iter().fold(0.0f32, |max, &it| if it > max { it } else { max });
+        let inverse = if max > 0.0 { self.scale_max as f32 / max } else { 0.0 };
+        let rounded = values.map(|it| nearest(inverse * it).clamp(0, self.scale_max) as u8);
+        (Half::from_f32(max / self.scale_max as f32), rounded)
+    }
+
+    fn fit_weighted(&self, x: &[f32; WEIGHTS], importance: &[f32]) -> Fitted {
+        let sigma2 = self.sigma_factor * search::sum_of_squares(x) / WEIGHTS as f32;
+        let (mut scales, mut minima, mut totals) = ([0.0f32; 16], [0.0f32; 16], [0.0f32; 16]);
+        let mut levels = [0u8; WEIGHTS];
+        let groups = x.chunks_exact(self.group).zip(levels.chunks_exact_mut(self.group));
+        for (index, ((x, levels), importance)) in groups.zip(importance.chunks_exact(self.group)).enumerate() {
+            let mut weights = [0.0f32; 32];
+            let weights = &mut weights[..self.group];
+            search::weigh(importance, x, sigma2, weights);
+            totals[index] = weights.iter().sum();
+            (scales[index], minima[index]) = search::affine(self.level_max, x, weights, TRIALS_WITH_IMPORTANCE, levels);
+        }
+        let n = WEIGHTS / self.group;
+        let (mut rounded_scales, mut rounded_minima) = ([0u8; 16], [0u8; 16]);
+        let d = search::positive(self.scale_max, &scales[..n], &totals[..n], &mut rounded_scales[..n]);
+        let d_min = search::positive(self.scale_max, &minima[..n], &totals[..n], &mut rounded_minima[..n]);
+        Fitted {
+            d: Half::from_f32(d),
+            d_min: Half::from_f32(d_min),
+            scales: rounded_scales,
+            minima: rounded_minima,
+            levels,
+        }
+    }
+
+    /// Rounds the weights once more with the scales as they are stored. A group without a scale keeps its levels.
+    fn round_again(&self, x: &[f32; WEIGHTS], fitted: &mut Fitted) {
+        let (d, d_min) = (fitted.d.to_f32(), fitted.d_min.to_f32());
+        let groups = x.chunks_exact(self.group).zip(fitted.levels.chunks_exact_mut(self.group));
+        for (index, (x, levels)) in groups.enumerate() {
+            let scale = d * f32::from(fitted.scales[index]);
+            if scale == 0.0 {
+                continue;
+            }
+            let minimum = d_min * f32::from(fitted.minima[index]);
+            for (level, &x) in levels.iter_mut().zip(x) {
+                *level = nearest((x + minimum) / scale).clamp(0, self.level_max) as u8;
+            }
+        }
+    }
+}
+
+/// Rounds the weights of symmetric groups of 16 with the scales as they are stored: levels in `-n..n`, shifted by `n`.
+/// A group without a scale keeps its levels.
+pub(crate) fn round_symmetric(n: i32, x: &[f32; WEIGHTS], scale_of: impl Fn(usize) -> f32, levels: &mut [u8; WEIGHTS]) {
+    for (index, (x, levels)) in x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).enumerate() {
+        let scale = scale_of(index);
+        if scale == 0.0 {
+            continue;
+        }
+        for (level, &x) in levels.iter_mut().zip(x) {
+            *level = (nearest(x / scale).clamp(-n, n - 1) + n) as u8;
+        }
+    }
+}
+
+/// Eight scales and eight minima of 6 bits in 12 bytes: the low bits of the first four of each lie apart, the high two
+/// bits of the same bytes belong to the last four.
+pub(crate) fn pack_6_bit(scales: &[u8; 16], minima: &[u8; 16]) -> [u8; 12] {
+    let mut packed = [0u8; 12];
+    for index in 0..4 {
+        packed[index] = scales[index] | (scales[index + 4] >> 4) << 6;
+        packed[index + 4] = minima[index] | (minima[index + 4] >> 4) << 6;
+        packed[index + 8] = (scales[index + 4] & 0xf) | (minima[index + 4] & 0xf) << 4;
+    }
+    packed
+}
+
+/// Undoes [`pack_6_bit`] for one group: its scale and its minimum.
+pub(crate) fn unpack_6_bit(packed: &[u8; 12], index: usize) -> (u8, u8) {
+    if index < 4 {
+        return (packed[index] & 63, packed[index + 4] & 63);
+    }
+    let low = packed[index + 4];
+    ((low & 0xf) | (packed[index - 4] >> 6) << 4, (low >> 4) | (packed[index] >> 6) << 4)
+}
+
+/// Levels of 2 bits: in each half of the super-block, byte `l` holds weights `l`, `l + 32`, `l + 64`, `l + 96`.
+pub(crate) fn pack_2_bit(levels: &[u8; WEIGHTS]) -> [u8; 64] {
+    std::array::from_fn(|index| {
+        let first = 128 * (index / 32) + index % 32;
+        (0..4).fold(0, |byte, part| byte | (levels[first + 32 * part] & 3) << (2 * part))
+    })
+}
+
+/// Undoes [`pack_2_bit`].
+pub(crate) fn unpack_2_bit(packed: &[u8; 64]) -> [i8; WEIGHTS] {
+    std::array::from_fn(|index| {
+        let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
+        (packed[32 * half + byte] >> (2 * part) & 3) as i8
+    })
+}
+
+/// Levels of 4 bits: in each quarter of the super-block, byte `l` holds weights `l` and `l + 32`.
+pub(crate) fn pack_4_bit(levels: &[u8; WEIGHTS]) -> [u8; 128] {
+    std::array::from_fn(|index| {
+        let first = 64 * (index / 32) + index % 32;
+        (levels[first] & 0xf) | (levels[first + 32] & 0xf) << 4
+    })
+}
+
+/// Undoes [`pack_4_bit`].
+pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
+    std::array::from_fn(|index| {
+        let (quarter, high, byte) = (index / 64, index / 32 % 2, index % 32);
+        (packed[32 * quarter + byte] >> (4 * high) & 0xf) as i8
+    })
+}
+
+/// The sum over groups of `scale · Σ level · activation`, exactly.
+pub(crate) fn dot_groups(levels: &[i8; WEIGHTS], values: &[i8; WEIGHTS], scales: &[i32]) -> i32 {
+    let group = WEIGHTS / scales.len();
+    let groups = levels.chunks_exact(group).zip(values.chunks_exact(group));
+    groups
+        .zip(scales)
+        .map(|((levels, values), scale)| {
+            let sum: i32 = levels.iter().zip(values).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+            scale * sum
+        })
+        .sum()
+}

@@ -1,0 +1,15 @@
+//! A policy's files on disk, in Hugging Face and PEFT layout, and the one description of each architecture.
+//!
+//! The converter, the trainer and the runtime all read names and shapes from [`architecture`], so a
+//! tensor is named in one place only. This crate knows nothing of GGUF files, kernels or training.
+
+pub mod adapter;
+pub mod architecture;
+pub mod checkpoint;
+mod error;
+mod safetensors_file;
+
+pub use adapter::{Adapter, LoraPair};
+pub use architecture::{Architecture, Description, Dimensions, Linear, TensorName, tensor_names};
+pub use checkpoint::{Checkpoint, CheckpointFiles, NamedTensor, StoredType};
+pub use error::CheckpointError;

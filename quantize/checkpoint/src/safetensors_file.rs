@@ -1,0 +1,130 @@
+//! One safetensors file: its header proved against its length, its tensors read one at a time.
+//!
+//! Reads by position, so the memory used is that of one tensor and nothing is mapped.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::CheckpointError;
+
+/// Largest header that is read; the reference reader's own limit.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Where the bytes are.
+enum Source {
+    File(File),
+    Bytes(std::borrow::Cow<'static, [u8]>),
+}
+
+/// An open safetensors file.
+pub(crate) struct SafetensorsFile {
+    path: PathBuf,
+    source: Source,
+    metadata: Metadata,
+    data_start: u64,
+}
+
+impl SafetensorsFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let mut file = File::open(path).map_err(|it| CheckpointError::io(path, it))?;
+        let length = file.metadata().map_err(|it| CheckpointError::io(path, it))?.len();
+        let mut prefix = [0; 8];
+        file.read_exact(&mut prefix).map_err(|_| damaged(path, format!("only {length} bytes long")))?;
+        let header_bytes = checked_header(path, u64::from_le_bytes(prefix), length)?;
+        let mut header = vec![0; header_bytes];
+        file.read_exact(&mut header).map_err(|it| CheckpointError::io(path, it))?;
+        Self::proved(path, Source::File(file), &header, length)
+    }
+
+    pub(crate) fn from_bytes(
+        path: &Path,
+        bytes: std::borrow::Cow<'static, [u8]>,
+    ) -> Result<Self, CheckpointError> {
+        let length = bytes.len() as u64;
+        let prefix = bytes.first_chunk::<8>().ok_or_else(|| damaged(path, format!("only {length} bytes long")))?;
+        let header_bytes = checked_header(path, u64::from_le_bytes(*prefix), length)?;
+        let header = bytes[8..8 + header_bytes].to_vec();
+        Self::proved(path, Source::Bytes(bytes), &header, length)
+    }
+
+    fn proved(path: &Path, source: Source, header: &[u8], length: u64) -> Result<Self, CheckpointError> {
+        let metadata: Metadata = serde_json::from_slice(header).map_err(|it| damaged(path, format!("header: {it}")))?;
+        let data_start = 8 + header.len() as u64;
+        let end = metadata.tensors().values().map(|it| it.data_offsets.1).max().unwrap_or(0) as u64;
+        if data_start.checked_add(end) != Some(length) {
+            return Err(damaged(path, format!("header tells of {end} data bytes, found {}", length - data_start)));
+        }
+        Ok(Self { path: path.to_path_buf(), source, metadata, data_start })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.metadata.tensors().into_keys().collect();
+        names.sort();
+        names
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.metadata.info(name).map(|it| it.shape.clone())
+    }
+
+    pub(crate) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.metadata.info(name).map(|it| it.dtype)
+    }
+
+    /// The stored bytes of a tensor.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let info = self.metadata.info(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            name: name.into(),
+        })?;
+        let (start, end) = info.data_offsets;
+        let offset = self.data_start + start as u64;
+        match &self.source {
+            Source::Bytes(bytes) => {
+                let offset = usize::try_from(offset).map_err(|_| damaged(&self.path, "offset too large".into()))?;
+                Ok(bytes[offset..offset + (end - start)].to_vec())
+            }
+            Source::File(file) => {
+                let mut bytes = vec![0; end - start];
+                file.read_exact_at(&mut bytes, offset).map_err(|it| CheckpointError::io(&self.path, it))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// A tensor's values, widened to f32.
+    pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let bytes = self.bytes(name)?;
+        match self.dtype(name) {
+            Some(Dtype::F32) => Ok(words(&bytes).map(f32::from_le_bytes).collect()),
+            Some(Dtype::F16) => Ok(words(&bytes).map(|it| f16::from_le_bytes(it).to_f32()).collect()),
+            Some(Dtype::BF16) => Ok(words(&bytes).map(|it| bf16::from_le_bytes(it).to_f32()).collect()),
+            other => Err(CheckpointError::field(&self.path, name, "F32, F16 or BF16", format!("{other:?}"))),
+        }
+    }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+fn checked_header(path: &Path, header: u64, length: u64) -> Result<usize, CheckpointError> {
+    if header > HEADER_BYTES_MAX || header.checked_add(8).is_none_or(|it| it > length) {
+        return Err(damaged(path, format!("a header of {header} bytes in a file of {length}")));
+    }
+    usize::try_from(header).map_err(|_| damaged(path, "header too large".into()))
+}
+
+fn damaged(path: &Path, reason: String) -> CheckpointError {
+    CheckpointError::Safetensors { path: path.to_path_buf(), reason }
+}

@@ -1,0 +1,48 @@
+//! The bytes of a file, mapped or held; knows nothing of what they mean.
+
+use std::fs::File;
+use std::path::Path;
+
+use bytemuck::{Pod, Zeroable};
+use memmap2::Mmap;
+
+use crate::GgufError;
+
+/// What tensors are aligned to in memory when they are in the file.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(32))]
+pub(crate) struct Line([u8; 32]);
+
+/// Bytes whose first lies on a multiple of 32.
+pub(crate) enum Memory {
+    Mapped(Mmap),
+    Held { lines: Vec<Line>, len: usize },
+}
+
+impl Memory {
+    /// Copies bytes to where the first lies on a multiple of 32.
+    pub(crate) fn held(bytes: &[u8]) -> Self {
+        let mut lines = vec![Line::zeroed(); bytes.len().div_ceil(size_of::<Line>())];
+        bytemuck::cast_slice_mut::<Line, u8>(&mut lines)[..bytes.len()].copy_from_slice(bytes);
+        Self::Held { lines, len: bytes.len() }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Held { lines, len } => &bytemuck::cast_slice::<Line, u8>(lines)[..*len],
+        }
+    }
+}
+
+/// Maps a file for reading.
+#[allow(unsafe_code, reason = "the one place where a file is mapped")]
+pub(crate) fn map(path: &Path) -> Result<Memory, GgufError> {
+    let file = File::open(path).map_err(|it| GgufError::io(path, it))?;
+    // SAFETY: the map is private to this process and never written. Another process may change the file meanwhile:
+    // every offset was proved against the length of the map, never read from it again, so changed bytes change weights
+    // only; a file cut short ends the process (SIGBUS) rather than reading memory that is not its own.
+    // Drafts are never written to under the name of a file that can be open: they are renamed over it.
+    let map = unsafe { Mmap::map(&file) }.map_err(|it| GgufError::io(path, it))?;
+    Ok(Memory::Mapped(map))
+}

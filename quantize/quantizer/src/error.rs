@@ -1,0 +1,146 @@
+//! Every way in which a checkpoint can fail to become a GGUF file.
+
+use std::path::PathBuf;
+
+use fsq_checkpoint::CheckpointError;
+use fsq_gguf::GgufError;
+
+/// A fault in what is to be merged, converted or encoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// The checkpoint or an adapter cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The file cannot be written, or the importance not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A GGUF file was given where a checkpoint is needed.
+    #[error(
+        "{}: expected a checkpoint, found a GGUF file: adapters are merged into checkpoints only, because rounding to \
+         the grid of a quantized file again would erase them",
+        path.display()
+    )]
+    QuantizedBase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An adapter changes a module that the checkpoint does not have.
+    #[error("adapter {adapter}: module `{module}` is not one of the checkpoint's")]
+    UnknownModule {
+        /// The adapter's number, from 1.
+        adapter: usize,
+        /// The module's path.
+        module: String,
+    },
+    /// An adapter's matrices have another shape than the module.
+    #[error("adapter {adapter}: module `{module}`: expected an update of [out, in] = {expected:?}, found {found:?}")]
+    AdapterShape {
+        /// The adapter's number, from 1.
+        adapter: usize,
+        /// The module's path.
+        module: String,
+        /// `[out, in]` of the module.
+        expected: [usize; 2],
+        /// `[out, in]` of the update.
+        found: [usize; 2],
+    },
+    /// A weight that is infinite or no number.
+    #[error("tensor `{tensor}`: expected finite weights, found {found} at row {row}, column {column}")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The weight.
+        found: f32,
+        /// Where.
+        row: usize,
+        /// Where in the row.
+        column: usize,
+    },
+    /// A weight that the format cannot hold.
+    #[error("tensor `{tensor}`: expected weights that {format} can hold, found a magnitude of {found}")]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// The name of the format.
+        format: &'static str,
+        /// The largest magnitude.
+        found: f32,
+    },
+    /// An override that names no matrix.
+    #[error(
+        "override `{pattern}`: expected the name of a matrix, such as `blk.0.attn_v.weight`, found none of that name"
+    )]
+    UnknownTensor {
+        /// The pattern as given.
+        pattern: String,
+    },
+    /// An override whose format does not divide the rows.
+    #[error(
+        "override of tensor `{tensor}`: expected rows of a multiple of {expected} weights for {format}, found {found}"
+    )]
+    OverrideRow {
+        /// The tensor.
+        tensor: String,
+        /// The name of the format.
+        format: &'static str,
+        /// Weights per block.
+        expected: usize,
+        /// Weights per row.
+        found: usize,
+    },
+    /// Importance for another number of columns than the tensor has.
+    #[error("importance of tensor `{tensor}`: expected {expected} columns, found {found}")]
+    ImportanceColumns {
+        /// The tensor.
+        tensor: String,
+        /// The tensor's columns.
+        expected: usize,
+        /// The importance's.
+        found: usize,
+    },
+    /// Importance that is negative, infinite or no number.
+    #[error("importance of tensor `{tensor}`: expected numbers from 0, found {found} at column {column}")]
+    ImportanceValue {
+        /// The tensor.
+        tensor: String,
+        /// The number.
+        found: f32,
+        /// Where.
+        column: usize,
+    },
+    /// A file that is not an importance matrix.
+    #[error("{}: expected an importance matrix, found {found}", path.display())]
+    ImportanceFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is or lacks.
+        found: String,
+    },
+    /// A tokenizer that cannot be put into a GGUF file without changing what it does.
+    #[error("tokenizer.json: `{field}`: expected {expected}, found {found}")]
+    Tokenizer {
+        /// The field.
+        field: String,
+        /// What would have been right.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A checkpoint that lacks an id that its files must name.
+    #[error("{}: expected `{field}` in config.json, found none", path.display())]
+    SpecialToken {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+    },
+    /// A size that a GGUF file cannot hold.
+    #[error("`{field}`: expected at most 4294967295, found {found}")]
+    Size {
+        /// The key.
+        field: String,
+        /// The number.
+        found: usize,
+    },
+}

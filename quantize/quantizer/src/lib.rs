@@ -1,0 +1,22 @@
+//! Checkpoint to GGUF: merge, importance, allocation, encode; never runs a model.
+//!
+//! [`quantize`] streams a checkpoint with its adapters merged through [`fsq_gguf::Draft`], one tensor at a time.
+//! [`Plan`] says which tensor gets which format, [`Importance`] which columns matter, [`Provenance`] where all of it
+//! came from. Nothing here takes a GGUF file as the base of a merge: see [`open_base`].
+
+mod convert;
+mod digest;
+mod encode;
+mod error;
+mod importance;
+mod merge;
+mod plan;
+mod provenance;
+mod tokenizer;
+
+pub use encode::{Encoded, EncodedTensor, quantize};
+pub use error::QuantizeError;
+pub use importance::Importance;
+pub use merge::{merge_to_checkpoint, merged_tensor, open_base};
+pub use plan::{Allocation, Mix, Plan};
+pub use provenance::{Deploy, Provenance};

@@ -1,0 +1,149 @@
+//! Merging adapters into a checkpoint's weights, in f32; knows no format.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use fsq_checkpoint::{
+    Adapter, Checkpoint, CheckpointFiles, Dimensions, Linear, NamedTensor, StoredType, TensorName, tensor_names,
+};
+use rayon::prelude::*;
+
+use crate::QuantizeError;
+
+/// The largest finite 16-bit IEEE float.
+pub(crate) const F16_MAX: f32 = 65_504.0;
+
+/// Opens what is to be merged and quantized, and refuses a GGUF file.
+///
+/// Merging into weights that already lie on a quantization grid and rounding to that grid again brings almost every
+/// weight back to where it was: of an update of 0.1 to 1 % of the weights' norm, 4 bits keep about a hundredth.
+///
+/// # Errors
+/// [`QuantizeError::QuantizedBase`] for a GGUF file; else as [`Checkpoint::open`].
+pub fn open_base(path: &Path) -> Result<Checkpoint, QuantizeError> {
+    let mut start = [0; 4];
+    let is_gguf =
+        path.is_file() && File::open(path).and_then(|mut it| it.read_exact(&mut start)).is_ok() && start == *b"GGUF";
+    if is_gguf {
+        return Err(QuantizeError::QuantizedBase { path: path.into() });
+    }
+    Ok(Checkpoint::open(path)?)
+}
+
+/// Checks that every module of every adapter is in the checkpoint, with the shape of its update.
+pub(crate) fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
+    let modules: std::collections::HashMap<String, [usize; 2]> = (0..dimensions.n_layers)
+        .flat_map(|layer| Linear::ALL.map(|it| (it.hf_path(layer), it.shape(dimensions))))
+        .collect();
+    for (index, adapter) in adapters.iter().enumerate() {
+        for (module, pair) in &adapter.pairs {
+            let adapter = index + 1;
+            let expected =
+                *modules.get(module).ok_or_else(|| QuantizeError::UnknownModule { adapter, module: module.clone() })?;
+            let found = [pair.outputs, pair.inputs];
+            let whole = pair.a.len() == pair.rank * pair.inputs && pair.b.len() == pair.outputs * pair.rank;
+            if found != expected || !whole {
+                return Err(QuantizeError::AdapterShape { adapter, module: module.clone(), expected, found });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One tensor of a checkpoint with the adapters merged, row-major: `W + scale · B · A` for each adapter in order, in
+/// f32.
+///
+/// # Errors
+/// When an adapter does not fit the checkpoint, the tensor cannot be read, or a merged weight is not finite.
+pub fn merged_tensor(
+    checkpoint: &Checkpoint,
+    adapters: &[Adapter],
+    tensor: &TensorName,
+) -> Result<Vec<f32>, QuantizeError> {
+    check_adapters(&checkpoint.dimensions, adapters)?;
+    merged(checkpoint, adapters, tensor)
+}
+
+/// The same for adapters that were checked.
+pub(crate) fn merged(
+    checkpoint: &Checkpoint,
+    adapters: &[Adapter],
+    tensor: &TensorName,
+) -> Result<Vec<f32>, QuantizeError> {
+    let mut weights = checkpoint.tensor_f32(&tensor.hf)?;
+    let module = tensor.hf.strip_suffix(".weight").unwrap_or(&tensor.hf);
+    for adapter in adapters {
+        if let Some(pair) = adapter.pairs.get(module) {
+            let scale = adapter.scale();
+            let rows = weights.par_chunks_exact_mut(pair.inputs).zip(pair.b.par_chunks_exact(pair.rank));
+            rows.for_each_init(
+                || vec![0.0f32; pair.inputs],
+                |update, (weights, b)| {
+                    update.fill(0.0);
+                    for (b, a) in b.iter().zip(pair.a.chunks_exact(pair.inputs)) {
+                        update.iter_mut().zip(a).for_each(|(update, a)| *update += b * a);
+                    }
+                    weights.iter_mut().zip(update.iter()).for_each(|(weight, update)| *weight += scale * update);
+                },
+            );
+        }
+    }
+    check_finite(&tensor.gguf, &weights, tensor.shape.last().copied().unwrap_or(1))?;
+    Ok(weights)
+}
+
+fn check_finite(tensor: &str, weights: &[f32], columns: usize) -> Result<(), QuantizeError> {
+    match weights.iter().position(|it| !it.is_finite()) {
+        None => Ok(()),
+        Some(place) => Err(QuantizeError::NotFinite {
+            tensor: tensor.into(),
+            found: weights[place],
+            row: place / columns.max(1),
+            column: place % columns.max(1),
+        }),
+    }
+}
+
+/// The largest magnitude, refused when a 16-bit IEEE float cannot hold it.
+pub(crate) fn check_f16(tensor: &str, weights: &[f32]) -> Result<(), QuantizeError> {
+    let largest = weights.iter().fold(0.0f32, |largest, it| largest.max(it.abs()));
+    if largest > F16_MAX {
+        return Err(QuantizeError::Overflow { tensor: tensor.into(), format: "F16", found: largest });
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint with the adapters merged, in Hugging Face layout.
+///
+/// # Errors
+/// When an adapter does not fit, a weight does not fit the stored type, or the folder cannot be written.
+pub fn merge_to_checkpoint(
+    checkpoint: &Checkpoint,
+    adapters: &[Adapter],
+    stored: StoredType,
+    out: &Path,
+) -> Result<(), QuantizeError> {
+    check_adapters(&checkpoint.dimensions, adapters)?;
+    let special =
+        |field, id: Option<u32>| id.ok_or_else(|| QuantizeError::SpecialToken { path: checkpoint.path.clone(), field });
+    let eos = special("eos_token_id", checkpoint.eos.first().copied())?;
+    let bos = special("bos_token_id", checkpoint.bos)?;
+    let mut tensors = Vec::new();
+    for tensor in tensor_names(&checkpoint.dimensions) {
+        let values = merged(checkpoint, adapters, &tensor)?;
+        if stored == StoredType::F16 {
+            check_f16(&tensor.hf, &values)?;
+        }
+        tensors.push(NamedTensor { name: tensor.hf, shape: tensor.shape, values: values.into() });
+    }
+    let like = CheckpointFiles {
+        config: Cow::Borrowed(""),
+        weights: Cow::Borrowed(&[]),
+        tokenizer: checkpoint.tokenizer_json.clone().into(),
+        chat_template: checkpoint.chat_template.clone().map(Cow::Owned),
+    };
+    Checkpoint::write(out, &like, &checkpoint.dimensions, (bos, eos), stored, &tensors)?;
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! The `fsq` command: reads arguments, joins the crates, and decides exit codes.
+
+mod calibrate;
+mod devices;
+mod failure;
+mod inspect;
+mod logits;
+mod output;
+mod policy;
+mod progress;
+mod quantize;
+mod report;
+mod run;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use failure::{Outcome, Refusal};
+
+/// Trains an agent policy that says what will happen before it acts, quantizes it without losing that foresight,
+/// and serves it.
+///
+/// Exit codes: 0 done or pass, 1 unexpected, 2 a gate failed, 3 inconclusive, 4 bad input.
+#[derive(Parser)]
+#[command(name = "fsq", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args)]
+pub(crate) struct Globals {
+    /// Print one JSON document to standard output, and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Where policies run
+    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+    /// Threads that compute [default: as many as there are processors]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+/// Devices by the names of their interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+    Vulkan,
+    Metal,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate from a GGUF file in the terminal
+    Run(run::RunArguments),
+    /// Logits of given token ids, to a safetensors file
+    Logits(logits::LogitsArguments),
+    /// What is in a GGUF file
+    Inspect(inspect::InspectArguments),
+    /// Merge adapters into a checkpoint and write GGUF files
+    Quantize(quantize::QuantizeArguments),
+    /// How well stated probabilities and outcomes agree; fit a recalibration map
+    Calibrate(calibrate::CalibrateArguments),
+    /// Serve a GGUF file over HTTP
+    Serve(serve::ServeArguments),
+    /// What is in this machine
+    Devices,
+    /// Render a recorded report again
+    Report(report::ReportArguments),
+}
+
+impl Globals {
+    /// Threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    }
+
+    fn check_device(&self) -> Result<(), Refusal> {
+        match self.device {
+            Device::Auto | Device::Cpu => Ok(()),
+            Device::Cuda | Device::Vulkan | Device::Metal => {
+                let name = format!("{:?}", self.device).to_lowercase();
+                let refusal = Refusal::new(format!("--device {name}: not in this build"));
+                Err(refusal.hint("`--device cpu` runs everywhere; `fsq devices` lists what this build can use"))
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::usage(&error),
+    };
+    failure::exit(execute(&arguments))
+}
+
+fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let globals = &arguments.globals;
+    globals.check_device()?;
+    // The quantizer's pool; the runtime has its own. Fails only where a pool exists, which nothing has made yet.
+    rayon::ThreadPoolBuilder::new().num_threads(globals.threads()).build_global()?;
+    match &arguments.command {
+        Command::Run(it) => run::execute(globals, it),
+        Command::Logits(it) => logits::execute(globals, it),
+        Command::Inspect(it) => inspect::execute(globals, it),
+        Command::Quantize(it) => quantize::execute(globals, it),
+        Command::Calibrate(it) => calibrate::execute(globals, it),
+        Command::Serve(it) => serve::execute(globals, it),
+        Command::Devices => devices::execute(globals),
+        Command::Report(it) => report::execute(globals, it),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_contradict_themselves_nowhere() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,187 @@
+//! What a device must be able to do for a policy to run on it. Knows no policy.
+//!
+//! Operations may be queued; a wrong shape is a bug in this project and panics; a device that fails says so at the
+//! next [`Backend::read`]. A new backend is right before it is fast: whatever has a default body is composed of the
+//! other operations until it gets a kernel of its own.
+
+use std::ops::Range;
+
+use fsq_blocks::Format;
+
+use crate::KernelError;
+
+/// Tokens of one page of keys and values.
+pub const PAGE_TOKENS: usize = 32;
+
+/// A matrix as it lies in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// For messages.
+    pub name: &'a str,
+    /// How rows are bytes.
+    pub format: Format,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// `rows` rows of `format.row_bytes(cols)` bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Which two numbers of a head are turned together by rotary positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryPairs {
+    /// `2 i` and `2 i + 1`: GGUF files of the llama architecture, whose rows were reordered for it.
+    Adjacent,
+    /// `i` and `i + head_dim / 2`: Hugging Face's order, and that of most other architectures.
+    Halves,
+}
+
+/// The size of a cache of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers, each with its own keys and values.
+    pub n_layers: usize,
+    /// Pages of each layer.
+    pub n_pages: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head; a multiple of 16.
+    pub head_dim: usize,
+}
+
+/// Where one token's keys and values are put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The page.
+    pub page: u32,
+    /// The place in it, below [`PAGE_TOKENS`].
+    pub offset: u32,
+}
+
+/// Tokens of one sequence that attend in one call. Their own keys and values are in the cache already.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// Row of the first token in the call's queries.
+    pub first_token: usize,
+    /// How many tokens.
+    pub n_tokens: usize,
+    /// Position of the first token in its sequence.
+    pub position: usize,
+    /// The sequence's pages, in order; they hold at least `position + n_tokens` tokens.
+    pub pages: &'a [u32],
+}
+
+/// A low-rank update of a matrix: `scale · B · A`.
+#[derive(Debug)]
+pub struct LowRank<M> {
+    /// `[rank, cols]`
+    pub a: M,
+    /// `[rows, rank]`
+    pub b: M,
+    /// What the product is multiplied by.
+    pub scale: f32,
+}
+
+/// One device's kernels. Buffers hold rows of f32, `[rows, width]`, and may be longer than what a call touches.
+pub trait Backend: Sized + Send + 'static {
+    /// Floats on the device.
+    type Buffer: Send;
+    /// A weight matrix on the device.
+    type Matrix: Send;
+    /// Pages of keys and values on the device.
+    type Cache: Send;
+    /// What people call it.
+    const NAME: &'static str;
+
+    /// Whether matrices of this format can be loaded; asked once, at load.
+    fn reads(&self, format: Format) -> bool;
+    /// Zeroes.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    fn buffer(&self, len: usize) -> Result<Self::Buffer, KernelError>;
+    /// Copies a matrix to the device in whatever layout it multiplies best.
+    ///
+    /// # Errors
+    /// [`KernelError::Weight`] when bytes and shape differ; [`KernelError::OutOfMemory`].
+    fn load(&self, weight: WeightView<'_>) -> Result<Self::Matrix, KernelError>;
+    /// Overwrites the start of a buffer.
+    fn write(&self, from: &[f32], into: &mut Self::Buffer);
+    /// Waits for all that is queued and reads the start of a buffer.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] when anything failed since the last reading.
+    fn read(&self, from: &Self::Buffer, into: &mut [f32]) -> Result<(), KernelError>;
+    /// Pages for keys and values, in f16.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache, KernelError>;
+
+    /// `out[i] = table[tokens[i]]`, rows of `[tokens, cols]`.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer);
+    /// `out[tokens, rows] = x[tokens, cols] · wᵀ`
+    fn matmul(&self, w: &Self::Matrix, x: &Self::Buffer, n_tokens: usize, out: &mut Self::Buffer);
+    /// `out[t] += scale · B · (A · x[t])` for the tokens `t` of a range.
+    fn add_low_rank(
+        &self,
+        update: &LowRank<Self::Matrix>,
+        x: &Self::Buffer,
+        tokens: Range<usize>,
+        out: &mut Self::Buffer,
+    );
+    /// `out = x / √(mean(x²) + epsilon) · weight` for rows of `[n_rows, width]`, `width` being the weight's.
+    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, epsilon: f32, n_rows: usize, out: &mut Self::Buffer);
+    /// Turns `x[tokens, heads, head_dim]` by `angles[tokens, head_dim]`: the cosines of all pairs, then the sines.
+    fn rope(
+        &self,
+        x: &mut Self::Buffer,
+        angles: &Self::Buffer,
+        n_tokens: usize,
+        heads: (usize, usize),
+        pairs: RotaryPairs,
+    );
+    /// Puts keys and values, `[slots, kv heads, head_dim]`, into a layer's pages.
+    fn store(&self, cache: &mut Self::Cache, layer: usize, keys: &Self::Buffer, values: &Self::Buffer, slots: &[Slot]);
+    /// Copies a page of every layer.
+    fn copy_page(&self, cache: &mut Self::Cache, from: u32, to: u32);
+    /// `out = softmax(q · kᵀ / √head_dim) · v` of `q[tokens, heads, head_dim]`, each token over the positions up to
+    /// its own; query head `h` reads key head `h · kv_heads / heads`.
+    fn attend(
+        &self,
+        cache: &Self::Cache,
+        layer: usize,
+        queries: &Self::Buffer,
+        n_heads: usize,
+        spans: &[Span<'_>],
+        out: &mut Self::Buffer,
+    );
+    /// `x = x / (1 + e^-x)` for the first `n` floats.
+    fn silu(&self, x: &mut Self::Buffer, n: usize);
+    /// `into *= x` for the first `n` floats.
+    fn multiply(&self, x: &Self::Buffer, n: usize, into: &mut Self::Buffer);
+    /// `into += x` for the first `n` floats.
+    fn add(&self, x: &Self::Buffer, n: usize, into: &mut Self::Buffer);
+    /// `out[i] = x[rows[i]]`, rows of `width` floats.
+    fn gather(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
+
+    /// `gate = silu(gate) · up` for the first `n` floats.
+    fn swiglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
+        self.silu(gate, n);
+        self.multiply(up, n, gate);
+    }
+    /// `into += x`, then the norm of `into`: how a block hands over to the next.
+    fn add_rms_norm(
+        &self,
+        x: &Self::Buffer,
+        into: &mut Self::Buffer,
+        weight: &Self::Buffer,
+        epsilon: f32,
+        (n_rows, width): (usize, usize),
+        out: &mut Self::Buffer,
+    ) {
+        self.add(x, n_rows * width, into);
+        self.rms_norm(into, weight, epsilon, n_rows, out);
+    }
+}

@@ -1,0 +1,316 @@
+//! Attention over paged keys and values in f16, with f32 sums. Knows no sequences, only their pages.
+//!
+//! Keys lie in tiles of 16 tokens (`[head_dim][16]`) and values in tiles of 16 dimensions (`[tokens][16]`), so both
+//! products are the tile product of matrices: scores are 16 tokens at a time, outputs 16 dimensions at a time.
+
+use super::elementwise::ExpShifted;
+use super::isa::{Choice, Isa, Kernel, LANES, dispatch};
+use super::memory::Zeroed;
+use super::pool::Pool;
+use super::tiles::floats::{F16, add_dots};
+use crate::{CacheShape, KernelError, PAGE_TOKENS, Slot, Span};
+
+/// Token tiles of a page.
+const PAGE_TILES: usize = PAGE_TOKENS / LANES;
+/// Query rows that share one reading of keys and values.
+const ROWS_AT_ONCE: usize = 8;
+
+/// All pages of all layers.
+#[derive(Debug)]
+pub struct CpuCache {
+    shape: CacheShape,
+    /// `[layer][page][kv head][keys, then values]` of `PAGE_TOKENS * head_dim` halves each
+    halves: Zeroed,
+}
+
+impl CpuCache {
+    pub(crate) fn new(shape: CacheShape) -> Result<Self, KernelError> {
+        assert!(shape.head_dim.is_multiple_of(LANES), "heads of a multiple of {LANES} dimensions");
+        let sizes = [2 * size_of::<F16>(), shape.n_kv_heads, PAGE_TOKENS, shape.head_dim, shape.n_layers, shape.n_pages];
+        let bytes = sizes.iter().try_fold(1usize, |bytes, size| bytes.checked_mul(*size));
+        let bytes = bytes.ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
+        Ok(Self { shape, halves: Zeroed::new(bytes)? })
+    }
+
+    pub(crate) fn head_dim(&self) -> usize {
+        self.shape.head_dim
+    }
+
+    /// Keys of one head in one page, `[token tile][head_dim][16]`, and values, `[dim tile][token][16]`.
+    #[inline(always)]
+    fn head(&self, layer: usize, page: u32, head: usize) -> (&[[F16; LANES]], &[[F16; LANES]]) {
+        let n = PAGE_TOKENS * self.shape.head_dim / LANES;
+        let at = self.head_at(layer, page, head);
+        let lanes: &[[F16; LANES]] = self.halves.parts();
+        lanes[at..at + 2 * n].split_at(n)
+    }
+
+    /// Where a head's keys begin, in units of 16 halves.
+    #[inline(always)]
+    fn head_at(&self, layer: usize, page: u32, head: usize) -> usize {
+        assert!((page as usize) < self.shape.n_pages && head < self.shape.n_kv_heads, "a page of the cache");
+        let page = layer * self.shape.n_pages + page as usize;
+        (page * self.shape.n_kv_heads + head) * 2 * PAGE_TOKENS * self.shape.head_dim / LANES
+    }
+
+    /// Copies a page in all layers.
+    pub(crate) fn copy_page(&mut self, from: u32, to: u32) {
+        let n = self.shape.n_kv_heads * 2 * PAGE_TOKENS * self.shape.head_dim;
+        for layer in 0..self.shape.n_layers {
+            let at = |page: u32| (layer * self.shape.n_pages + page as usize) * n;
+            self.halves.parts_mut::<F16>().copy_within(at(from)..at(from) + n, at(to));
+        }
+    }
+}
+
+/// Writes keys and values, `[slots, kv heads, head_dim]`, to their slots.
+pub(crate) struct Store<'a> {
+    pub(crate) cache: &'a mut CpuCache,
+    pub(crate) layer: usize,
+    pub(crate) keys: &'a [f32],
+    pub(crate) values: &'a [f32],
+    pub(crate) slots: &'a [Slot],
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        let CacheShape { n_kv_heads, head_dim: dim, .. } = self.cache.shape;
+        let per_part = PAGE_TOKENS * dim / LANES;
+        let rows = self.keys.chunks_exact(dim).zip(self.values.chunks_exact(dim));
+        for (index, (keys, values)) in rows.take(self.slots.len() * n_kv_heads).enumerate() {
+            let slot = self.slots[index / n_kv_heads];
+            let token = slot.offset as usize;
+            let at = self.cache.head_at(self.layer, slot.page, index % n_kv_heads);
+            let lanes: &mut [[u16; LANES]] = self.cache.halves.parts_mut();
+            let (key_lanes, value_lanes) = lanes[at..at + 2 * per_part].split_at_mut(per_part);
+            let key_tile = &mut key_lanes[token / LANES * dim..][..dim];
+            for (part, keys) in key_tile.chunks_exact_mut(LANES).zip(keys.as_chunks::<LANES>().0) {
+                let mut halves = [0; LANES];
+                isa.store_f16(isa.load(keys), &mut halves);
+                for (lane, half) in part.iter_mut().zip(halves) {
+                    lane[token % LANES] = half;
+                }
+            }
+            for (tile, values) in values.as_chunks::<LANES>().0.iter().enumerate() {
+                isa.store_f16(isa.load(values), &mut value_lanes[tile * PAGE_TOKENS + token]);
+            }
+        }
+    }
+}
+
+/// One call: the queries of some spans against one layer of the cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub(crate) cache: &'a CpuCache,
+    pub(crate) layer: usize,
+    /// `[tokens, heads, head_dim]`
+    pub(crate) queries: &'a [f32],
+    pub(crate) n_heads: usize,
+    pub(crate) scale: f32,
+}
+
+/// Some query rows of one span and one key head: one piece of work.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    span: Span<'a>,
+    /// Tokens of the span.
+    first: usize,
+    n: usize,
+    head: usize,
+}
+
+impl Attention<'_> {
+    /// Attends all spans; `out` is `[tokens, heads, head_dim]`.
+    pub(crate) fn run(&self, (choice, pool): (Choice, &Pool), spans: &[Span<'_>], out: &mut [f32]) {
+        let shape = self.cache.shape;
+        let group = self.n_heads / shape.n_kv_heads;
+        let tokens_at_once = (ROWS_AT_ONCE / group).max(1);
+        let mut pieces = Vec::new();
+        for span in spans {
+            for first in (0..span.n_tokens).step_by(tokens_at_once) {
+                let n = tokens_at_once.min(span.n_tokens - first);
+                pieces.extend((0..shape.n_kv_heads).map(|head| Piece { span: *span, first, n, head }));
+            }
+        }
+        let width = self.n_heads * shape.head_dim;
+        let out = Output { start: out.as_mut_ptr(), len: out.len() };
+        // A few pieces at a time: a piece of a short sequence takes about a microsecond.
+        let chunk = (pieces.len() / (pool.threads() * 4)).max(1);
+        pool.run(pieces.len().div_ceil(chunk), &|index| {
+            let mut scratch = Scratch::default();
+            for piece in &pieces[index * chunk..((index + 1) * chunk).min(pieces.len())] {
+                dispatch(choice, Run { attention: *self, piece: *piece, scratch: &mut scratch });
+                for (row, result) in scratch.out.chunks_exact(shape.head_dim).enumerate() {
+                    let token = piece.span.first_token + piece.first + row / group;
+                    let at = token * width + (piece.head * group + row % group) * shape.head_dim;
+                    // SAFETY: each (token, head) belongs to one piece, and each piece to one call of this closure.
+                    unsafe { out.write(at, result) };
+                }
+            }
+        });
+    }
+}
+
+/// Where pieces put their rows.
+struct Output {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: `write` requires of its callers that no two threads write the same elements; nobody reads meanwhile.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// # Safety
+    /// The slice that this was made from is still mutably borrowed, and no other thread writes these elements.
+    unsafe fn write(&self, at: usize, values: &[f32]) {
+        assert!(at + values.len() <= self.len, "a row of the output");
+        // SAFETY: the range was checked, and the caller vouches for the rest.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) };
+    }
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows, positions]`: scores, then weights
+    scores: Vec<f32>,
+    /// `[rows, head_dim]`
+    out: Vec<f32>,
+}
+
+/// What the scores of `M` rows came to.
+struct Found<const M: usize> {
+    /// The first row.
+    first: usize,
+    /// Positions that the last row sees.
+    longest: usize,
+    /// Floats from one row of weights to the next.
+    stride: usize,
+    /// What each row's sums are multiplied by, so that its weights add up to one.
+    shares: [f32; M],
+}
+
+struct Run<'a> {
+    attention: Attention<'a>,
+    piece: Piece<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, isa: S) {
+        let dim = self.attention.cache.shape.head_dim;
+        let group = self.attention.n_heads / self.attention.cache.shape.n_kv_heads;
+        let n_rows = self.piece.n * group;
+        self.scratch.out.clear();
+        self.scratch.out.resize(n_rows * dim, 0.0);
+        let mut row = 0;
+        while row < n_rows {
+            row += match n_rows - row {
+                8.. if S::ROWS_MAX >= 8 => self.rows::<S, 8>(isa, row),
+                4.. if S::ROWS_MAX >= 4 => self.rows::<S, 4>(isa, row),
+                2.. if S::ROWS_MAX >= 2 => self.rows::<S, 2>(isa, row),
+                _ => self.rows::<S, 1>(isa, row),
+            };
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Query rows `first..first + M` of the piece; returns `M`.
+    #[inline(always)]
+    fn rows<S: Isa, const M: usize>(&mut self, isa: S, first: usize) -> usize {
+        let cache = self.attention.cache;
+        let (dim, layer, head) = (cache.shape.head_dim, self.attention.layer, self.piece.head);
+        let group = self.attention.n_heads / cache.shape.n_kv_heads;
+        let span = self.piece.span;
+        // A row sees the positions up to its own.
+        let seen: [usize; M] =
+            std::array::from_fn(|row| span.position + self.piece.first + (first + row) / group + 1);
+        let longest = seen[M - 1];
+        let stride = longest.next_multiple_of(PAGE_TOKENS);
+        let pages = &span.pages[..longest.div_ceil(PAGE_TOKENS)];
+        self.scratch.scores.clear();
+        self.scratch.scores.resize(M * stride, 0.0);
+        let queries: [&[f32]; M] = std::array::from_fn(|row| {
+            let token = span.first_token + self.piece.first + (first + row) / group;
+            let query = token * self.attention.n_heads + head * group + (first + row) % group;
+            &self.attention.queries[query * dim..(query + 1) * dim]
+        });
+        for (index, page) in pages.iter().enumerate() {
+            let (keys, _) = cache.head(layer, *page, head);
+            let mut sums = [[isa.splat(0.0); PAGE_TILES]; M];
+            let tiles: [_; PAGE_TILES] = std::array::from_fn(|tile| &keys[tile * dim..(tile + 1) * dim]);
+            add_dots(isa, tiles, queries, &mut sums);
+            for row in 0..M {
+                let scores = &mut self.scratch.scores[row * stride + index * PAGE_TOKENS..][..PAGE_TOKENS];
+                for (scores, sum) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(sums[row]) {
+                    isa.store(isa.mul(sum, isa.splat(self.attention.scale)), scores);
+                }
+            }
+        }
+        let mut shares = [0.0; M];
+        for row in 0..M {
+            let scores = &mut self.scratch.scores[row * stride..(row + 1) * stride];
+            shares[row] = 1.0 / weigh(isa, scores, seen[row]);
+        }
+        let mut tile = 0;
+        while tile < dim / LANES {
+            let found = Found { first, longest, stride, shares };
+            // Four tiles at once keep enough sums in flight to hide the latency of adding to them.
+            tile += match dim / LANES - tile {
+                4.. if S::ROWS_MAX >= 8 && M <= 4 => self.values::<S, M, 4>(isa, tile, &found),
+                2.. => self.values::<S, M, 2>(isa, tile, &found),
+                _ => self.values::<S, M, 1>(isa, tile, &found),
+            };
+        }
+        M
+    }
+
+    /// Sums the values of `N` tiles of dimensions by their weights; returns `N`.
+    #[inline(always)]
+    fn values<S: Isa, const M: usize, const N: usize>(&mut self, isa: S, tile: usize, found: &Found<M>) -> usize {
+        let cache = self.attention.cache;
+        let dim = cache.shape.head_dim;
+        let mut sums = [[isa.splat(0.0); N]; M];
+        for (index, page) in self.piece.span.pages[..found.longest.div_ceil(PAGE_TOKENS)].iter().enumerate() {
+            let start = index * PAGE_TOKENS;
+            let n = PAGE_TOKENS.min(found.longest - start);
+            let (_, values) = cache.head(self.attention.layer, *page, self.piece.head);
+            let tiles: [_; N] = std::array::from_fn(|it| &values[(tile + it) * PAGE_TOKENS..][..n]);
+            let weights: [_; M] = std::array::from_fn(|row| &self.scratch.scores[row * found.stride + start..][..n]);
+            add_dots(isa, tiles, weights, &mut sums);
+        }
+        for row in 0..M {
+            for it in 0..N {
+                let out = &mut self.scratch.out[(found.first + row) * dim + (tile + it) * LANES..];
+                if let Some(out) = out.first_chunk_mut::<LANES>() {
+                    isa.store(isa.mul(sums[row][it], isa.splat(found.shares[row])), out);
+                }
+            }
+        }
+        N
+    }
+}
+
+/// Turns the first `seen` scores into `e^(score - largest)` and the rest into zeroes; the sum comes back.
+#[inline(always)]
+fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) -> f32 {
+    let padded = seen.next_multiple_of(LANES);
+    // Past the end lies whatever the page held before: it must not be seen.
+    scores[seen..padded].fill(f32::NEG_INFINITY);
+    let mut largest = isa.splat(f32::NEG_INFINITY);
+    for lanes in scores[..padded].as_chunks::<LANES>().0 {
+        largest = isa.max(largest, isa.load(lanes));
+    }
+    let largest = isa.largest(largest);
+    let sum = ExpShifted { x: &mut scores[..padded], shift: largest, factor: 1.0 }.run(isa);
+    scores[seen..].fill(0.0);
+    sum
+}

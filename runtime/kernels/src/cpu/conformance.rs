@@ -1,0 +1,325 @@
+//! Every operation on every instruction set against a naive reference, each case with its own tolerance.
+//!
+//! The measure is NMSE = Σ(a−b)² / Σa². Where a tolerance is zero, the numbers must be equal.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::PAGE_TOKENS;
+
+/// Numbers from -1 to 1 that look random; the same for the same seed.
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+/// On every set of instructions, alone and with other threads.
+fn every_backend(mut check: impl FnMut(&Cpu)) {
+    for choice in Choice::available() {
+        for threads in [1, 3] {
+            check(&Cpu::with_choice(threads, choice));
+        }
+    }
+}
+
+fn nmse(expected: &[f32], found: &[f32]) -> f64 {
+    assert_eq!(expected.len(), found.len());
+    let pairs = || expected.iter().zip(found).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    let error: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();
+    let size: f64 = pairs().map(|(a, _)| a * a).sum();
+    if error == 0.0 { 0.0 } else { error / size }
+}
+
+fn agree(what: &str, cpu: &Cpu, expected: &[f32], found: &[f32], tolerance: f64) {
+    let nmse = nmse(expected, found);
+    assert!(nmse <= tolerance, "{what} on {} with {} threads: nmse {nmse:e}", cpu.path(), cpu.threads());
+}
+
+fn buffer(cpu: &Cpu, values: &[f32]) -> CpuBuffer {
+    let mut buffer = cpu.buffer(values.len()).unwrap();
+    cpu.write(values, &mut buffer);
+    buffer
+}
+
+fn encoded(format: Format, weights: &[f32], cols: usize) -> Vec<u8> {
+    let mut bytes = vec![0; format.row_bytes(cols).unwrap() * weights.len() / cols];
+    format.encode(weights, None, &mut bytes);
+    bytes
+}
+
+fn load(cpu: &Cpu, format: Format, bytes: &[u8], rows: usize, cols: usize) -> CpuMatrix {
+    cpu.load(WeightView { name: "w", format, rows, cols, bytes }).unwrap()
+}
+
+/// Rows that are no multiple of a tile, and so many tokens that every block of rows is used.
+const SHAPES: [(usize, usize, usize); 5] = [(1, 16, 256), (3, 33, 512), (15, 48, 256), (8, 7, 256), (45, 130, 512)];
+
+#[test]
+fn matmul_equals_the_formats_own_dot_product() {
+    every_backend(|cpu| {
+        for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {
+            for (tokens, rows, cols) in SHAPES {
+                let bytes = encoded(format, &numbers(1, rows * cols), cols);
+                let x = numbers(2, tokens * cols);
+                let row_bytes = format.row_bytes(cols).unwrap();
+                let dot = |at: usize| {
+                    let row = &bytes[at % rows * row_bytes..][..row_bytes];
+                    format.dot(row, &x[at / rows * cols..][..cols])
+                };
+                let expected: Vec<f32> = (0..tokens * rows).map(dot).collect();
+                let mut out = cpu.buffer(tokens * rows).unwrap();
+                cpu.matmul(&load(cpu, format, &bytes, rows, cols), &buffer(cpu, &x), tokens, &mut out);
+                // The reference rounds ties of activations away from zero, the kernels, like llama.cpp on x86, to even:
+                // one level in some thousand differs by one.
+                let tolerance = if format == Format::Q8_0 || format.block_weights() == 32 { 1e-6 } else { 1e-11 };
+                agree(format.name(), cpu, &expected, out.values(), tolerance);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_token_gets_the_same_bits_in_any_company() {
+    every_backend(|cpu| {
+        for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {
+            let (tokens, rows, cols) = (23, 40, 512);
+            let matrix = load(cpu, format, &encoded(format, &numbers(3, rows * cols), cols), rows, cols);
+            let x = numbers(4, tokens * cols);
+            let mut together = cpu.buffer(tokens * rows).unwrap();
+            cpu.matmul(&matrix, &buffer(cpu, &x), tokens, &mut together);
+            let mut alone = cpu.buffer(rows).unwrap();
+            for token in 0..tokens {
+                cpu.matmul(&matrix, &buffer(cpu, &x[token * cols..(token + 1) * cols]), 1, &mut alone);
+                assert_eq!(alone.values(), &together.values()[token * rows..(token + 1) * rows], "{}", format.name());
+            }
+        }
+    });
+}
+
+#[test]
+fn embed_equals_the_formats_own_decoding() {
+    every_backend(|cpu| {
+        for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {
+            let (rows, cols) = (37, 512);
+            let bytes = encoded(format, &numbers(5, rows * cols), cols);
+            let mut expected = vec![0.0; rows * cols];
+            format.decode(&bytes, &mut expected);
+            let tokens: Vec<u32> = (0..rows as u32).collect();
+            let mut out = cpu.buffer(rows * cols).unwrap();
+            cpu.embed(&load(cpu, format, &bytes, rows, cols), &tokens, &mut out);
+            agree(format.name(), cpu, &expected, out.values(), 0.0);
+        }
+    });
+}
+
+#[test]
+fn all_zero_rows_and_activations_give_zeroes() {
+    every_backend(|cpu| {
+        for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {
+            let matrix = load(cpu, format, &encoded(format, &[0.0; 512], 256), 2, 256);
+            for x in [vec![0.0; 256], numbers(6, 256)] {
+                let mut out = buffer(cpu, &[1.0, 1.0]);
+                cpu.matmul(&matrix, &buffer(cpu, &x), 1, &mut out);
+                assert_eq!(out.values(), [0.0, 0.0], "{}", format.name());
+            }
+        }
+    });
+}
+
+#[test]
+fn add_low_rank_adds_to_its_tokens_only() {
+    every_backend(|cpu| {
+        let (tokens, rows, cols, rank) = (11, 40, 64, 6);
+        let (a, b) = (numbers(7, rank * cols), numbers(8, rows * rank));
+        let (x, start) = (numbers(9, tokens * cols), numbers(10, tokens * rows));
+        let mut expected = start.clone();
+        for token in 3..9 {
+            for row in 0..rows {
+                let middle = |r: usize| (0..cols).map(|c| a[r * cols + c] * x[token * cols + c]).sum::<f32>();
+                let sum: f32 = (0..rank).map(|r| b[row * rank + r] * middle(r)).sum();
+                expected[token * rows + row] += 0.5 * sum;
+            }
+        }
+        let update = LowRank {
+            a: load(cpu, Format::F32, bytemuck::cast_slice(&a), rank, cols),
+            b: load(cpu, Format::F32, bytemuck::cast_slice(&b), rows, rank),
+            scale: 0.5,
+        };
+        let mut out = buffer(cpu, &start);
+        cpu.add_low_rank(&update, &buffer(cpu, &x), 3..9, &mut out);
+        agree("add_low_rank", cpu, &expected, out.values(), 1e-12);
+    });
+}
+
+#[test]
+fn rms_norm_and_its_fusion() {
+    every_backend(|cpu| {
+        for (rows, width) in [(1, 7), (5, 64), (300, 130)] {
+            let (x, weight, more) = (numbers(11, rows * width), numbers(12, width), numbers(13, rows * width));
+            let norm = |x: &[f32]| -> Vec<f32> {
+                let row = |row: &[f32]| {
+                    let mean = row.iter().map(|it| f64::from(it * it)).sum::<f64>() / width as f64;
+                    let scale = 1.0 / (mean + 1e-5).sqrt();
+                    row.iter().zip(&weight).map(|(x, w)| (f64::from(*x) * scale) as f32 * w).collect::<Vec<_>>()
+                };
+                x.chunks(width).flat_map(row).collect()
+            };
+            let weights = buffer(cpu, &weight);
+            let mut out = cpu.buffer(rows * width).unwrap();
+            cpu.rms_norm(&buffer(cpu, &x), &weights, 1e-5, rows, &mut out);
+            agree("rms_norm", cpu, &norm(&x), out.values(), 1e-12);
+            let sum: Vec<f32> = x.iter().zip(&more).map(|(a, b)| a + b).collect();
+            let mut into = buffer(cpu, &x);
+            cpu.add_rms_norm(&buffer(cpu, &more), &mut into, &weights, 1e-5, (rows, width), &mut out);
+            agree("add", cpu, &sum, into.values(), 0.0);
+            agree("add_rms_norm", cpu, &norm(&sum), out.values(), 1e-12);
+        }
+    });
+}
+
+#[test]
+fn rope_turns_pairs() {
+    every_backend(|cpu| {
+        let (tokens, n_heads, dim) = (3, 2, 8);
+        let x = numbers(14, tokens * n_heads * dim);
+        let turns: Vec<f64> = (0..tokens * dim / 2).map(|it| it as f64 * 0.7).collect();
+        let by_token = |token: usize| &turns[token * dim / 2..(token + 1) * dim / 2];
+        let angles = |token| {
+            let cosines = by_token(token).iter().map(|it| it.cos() as f32);
+            cosines.chain(by_token(token).iter().map(|it| it.sin() as f32)).collect::<Vec<_>>()
+        };
+        let angles: Vec<f32> = (0..tokens).flat_map(angles).collect();
+        for (pairs, place) in [
+            (RotaryPairs::Adjacent, (|pair, side, _| 2 * pair + side) as fn(usize, usize, usize) -> usize),
+            (RotaryPairs::Halves, |pair, side, half| side * half + pair),
+        ] {
+            let mut expected = x.clone();
+            for (index, head) in expected.chunks_mut(dim).enumerate() {
+                for (pair, turn) in by_token(index / n_heads).iter().enumerate() {
+                    let (i, j) = (place(pair, 0, dim / 2), place(pair, 1, dim / 2));
+                    let (a, b) = (f64::from(head[i]), f64::from(head[j]));
+                    head[i] = (a * turn.cos() - b * turn.sin()) as f32;
+                    head[j] = (a * turn.sin() + b * turn.cos()) as f32;
+                }
+            }
+            let mut out = buffer(cpu, &x);
+            cpu.rope(&mut out, &buffer(cpu, &angles), tokens, (n_heads, dim), pairs);
+            agree("rope", cpu, &expected, out.values(), 1e-13);
+        }
+    });
+}
+
+#[test]
+fn gates_and_gathering() {
+    every_backend(|cpu| {
+        let n = 40_001;
+        let (gate, up) = (numbers(15, n).iter().map(|it| it * 12.0).collect::<Vec<_>>(), numbers(16, n));
+        let silu = |x: f32| (f64::from(x) / (1.0 + (-f64::from(x)).exp())) as f32;
+        let expected: Vec<f32> = gate.iter().zip(&up).map(|(gate, up)| silu(*gate) * up).collect();
+        let mut fused = buffer(cpu, &gate);
+        cpu.swiglu(&mut fused, &buffer(cpu, &up), n);
+        agree("swiglu", cpu, &expected, fused.values(), 1e-12);
+        let mut composed = buffer(cpu, &gate);
+        cpu.silu(&mut composed, n);
+        cpu.multiply(&buffer(cpu, &up), n, &mut composed);
+        agree("silu and multiply", cpu, &expected, composed.values(), 1e-12);
+        let mut rows = cpu.buffer(6).unwrap();
+        cpu.gather(&buffer(cpu, &up), &[4, 0, 4], 2, &mut rows);
+        assert_eq!(rows.values(), [up[8], up[9], up[0], up[1], up[8], up[9]]);
+    });
+}
+
+/// Rounds to f16 and back, as the cache does.
+fn halved(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|it| half::f16::from_f32(*it).to_f32()).collect()
+}
+
+/// Attention of one query over all keys and values, `[positions, dim]`, in f64.
+fn attend_naively(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f32> {
+    let dim = query.len();
+    let dot = |key: &&[f32]| key.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let scores: Vec<f64> = keys.iter().map(|it| dot(it) / (dim as f64).sqrt()).collect();
+    let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|it| (it - largest).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let out = |d: usize| weights.iter().zip(values).map(|(w, v)| w * f64::from(v[d])).sum::<f64>() / total;
+    (0..dim).map(|d| out(d) as f32).collect()
+}
+
+#[test]
+fn attention_over_pages_equals_attention_over_a_list() {
+    every_backend(|cpu| {
+        for (n_heads, n_kv_heads, dim, lengths) in [(4, 2, 64, vec![70, 1, 33]), (8, 1, 32, vec![32, 40]), (3, 3, 16, vec![5])] {
+            let total: usize = lengths.iter().sum();
+            let keys = numbers(17, total * n_kv_heads * dim);
+            let values = numbers(18, total * n_kv_heads * dim);
+            let queries: Vec<f32> = numbers(19, total * n_heads * dim).iter().map(|it| it * 3.0).collect();
+            let shape = CacheShape { n_layers: 2, n_pages: 16, n_kv_heads, head_dim: dim };
+            let mut cache = cpu.cache(shape).unwrap();
+            // What another sequence left behind must not matter.
+            let dirt = vec![f32::NAN; 16 * PAGE_TOKENS * n_kv_heads * dim];
+            let everywhere: Vec<Slot> = (0..16 * PAGE_TOKENS as u32).map(|it| Slot { page: it / 32, offset: it % 32 }).collect();
+            cpu.store(&mut cache, 1, &buffer(cpu, &dirt), &buffer(cpu, &dirt), &everywhere);
+            let (mut pages, mut slots, mut next) = (Vec::new(), Vec::new(), 15);
+            for length in &lengths {
+                let own: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).map(|it| next - it).collect();
+                next -= own.len() as u32;
+                slots.extend((0..*length).map(|it| Slot { page: own[it / PAGE_TOKENS], offset: (it % PAGE_TOKENS) as u32 }));
+                pages.push(own);
+            }
+            cpu.store(&mut cache, 1, &buffer(cpu, &keys), &buffer(cpu, &values), &slots);
+            let (keys, values) = (halved(&keys), halved(&values));
+            let (mut spans, mut expected, mut first) = (Vec::new(), Vec::new(), 0);
+            for (length, pages) in lengths.iter().zip(&pages) {
+                spans.push(Span { first_token: first, n_tokens: *length, position: 0, pages });
+                for token in 0..*length {
+                    for head in 0..n_heads {
+                        let row = |all: &'_ [f32], at: usize| {
+                            let start = ((first + at) * n_kv_heads + head * n_kv_heads / n_heads) * dim;
+                            all[start..start + dim].to_vec()
+                        };
+                        let keys: Vec<Vec<f32>> = (0..=token).map(|at| row(&keys, at)).collect();
+                        let values: Vec<Vec<f32>> = (0..=token).map(|at| row(&values, at)).collect();
+                        let query = &queries[((first + token) * n_heads + head) * dim..][..dim];
+                        let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
+                        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+                        expected.extend(attend_naively(query, &keys, &values));
+                    }
+                }
+                first += length;
+            }
+            let queries = buffer(cpu, &queries);
+            let mut out = cpu.buffer(total * n_heads * dim).unwrap();
+            cpu.attend(&cache, 1, &queries, n_heads, &spans, &mut out);
+            agree("attend", cpu, &expected, out.values(), 1e-11);
+
+            // One token alone, from a copy of its last page, is the same bits.
+            let (length, own) = (lengths[0], &pages[0]);
+            cpu.copy_page(&mut cache, own[own.len() - 1], 0);
+            let mut copied = own.clone();
+            *copied.last_mut().unwrap() = 0;
+            let span = Span { first_token: length - 1, n_tokens: 1, position: length - 1, pages: &copied };
+            let mut again = cpu.buffer(total * n_heads * dim).unwrap();
+            cpu.attend(&cache, 1, &queries, n_heads, &[span], &mut again);
+            let row = (length - 1) * n_heads * dim..length * n_heads * dim;
+            assert_eq!(again.values()[row.clone()], out.values()[row]);
+        }
+    });
+}
+
+#[test]
+fn wrong_weights_are_errors_that_name_them() {
+    let cpu = Cpu::new(1);
+    let view = WeightView { name: "blk.0.ffn_up.weight", format: Format::Q4_K, rows: 2, cols: 128, bytes: &[] };
+    let error = cpu.load(view).unwrap_err().to_string();
+    assert!(error.contains("blk.0.ffn_up.weight") && error.contains("256"), "{error}");
+    let error = cpu.load(WeightView { cols: 256, bytes: &[0; 100], ..view }).unwrap_err().to_string();
+    assert!(error.contains("144 bytes, found 100"), "{error}");
+    let huge = CacheShape { n_layers: usize::MAX, n_pages: 2, n_kv_heads: 2, head_dim: 16 };
+    assert!(matches!(cpu.cache(huge), Err(KernelError::OutOfMemory { .. })));
+}

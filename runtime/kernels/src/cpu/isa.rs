@@ -1,0 +1,251 @@
+//! Sixteen lanes at a time, the same for every instruction set: kernels are written once against [`Isa`].
+//!
+//! A value of an [`Isa`] type is a proof that the machine has its instructions: only [`Choice::detect`] and
+//! [`dispatch`] make one. A kernel is a [`Kernel`] whose `run` is inlined into a function that is compiled for the
+//! instruction set, so each set gets its own machine code in one binary.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Lanes of a vector, and rows of a weight tile.
+pub(crate) const LANES: usize = 16;
+
+/// 64 bytes on a cache line of their own: 4 codes for each of 16 rows.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [u8; 64]);
+
+/// Sixteen lanes of `f32` (`F`), or of four bytes or one `i32` each (`I`).
+pub(crate) trait Isa: Copy {
+    type F: Copy;
+    type I: Copy;
+    /// Activation rows that one pass over a tile serves at most: what the registers hold.
+    const ROWS_MAX: usize;
+    /// What [`Isa::dot_wide`] leaves to be subtracted from each code.
+    const WIDE_ZERO: i32;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn store(self, value: Self::F, into: &mut [f32; LANES]);
+    fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
+    /// To nearest, ties to even.
+    fn store_f16(self, value: Self::F, into: &mut [u16; LANES]);
+    /// Rounds to nearest, ties to even, and returns the sum. The values lie between -128 and 127.
+    fn store_i8(self, value: Self::F, into: &mut [i8; LANES]) -> i32;
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F;
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// To the nearest whole number, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `a * 2^n` for whole `n` from -126 to 127.
+    fn scale_by_power(self, a: Self::F, n: Self::F) -> Self::F;
+    fn sum(self, a: Self::F) -> f32;
+    fn largest(self, a: Self::F) -> f32;
+
+    fn splat_int(self, value: i32) -> Self::I;
+    fn load_line(self, from: &Line) -> Self::I;
+    /// Each byte's bits from `N` upwards; what other bytes shift in is left to a mask. `N` is at most 7.
+    fn shift<const N: u32>(self, a: Self::I) -> Self::I;
+    fn and(self, a: Self::I, mask: u8) -> Self::I;
+    /// `low | high << 4`, where `high` is at most 15.
+    fn join_nibbles(self, low: Self::I, high: Self::I) -> Self::I;
+    /// Per lane: `acc + Σ code · value` over its four codes (0 to 127) and the four `i8` of `quad`.
+    fn dot(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
+    /// The same for codes 0 to 255, of which `128 - WIDE_ZERO` has been subtracted.
+    fn dot_wide(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
+    fn to_float(self, a: Self::I) -> Self::F;
+
+    /// `e^a`, within 2 units in the last place; below -87 it is 0 or nearly so.
+    #[inline(always)]
+    fn exp(self, a: Self::F) -> Self::F {
+        // Cody-Waite reduction and the polynomial of Cephes `expf`.
+        let a = self.min(self.max(a, self.splat(-87.3)), self.splat(88.0));
+        let n = self.round(self.mul(a, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.fma(n, self.splat(-0.693_359_4), a);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+            p = self.fma(p, r, self.splat(coefficient));
+        }
+        let p = self.add(self.fma(self.mul(p, r), r, r), self.splat(1.0));
+        self.scale_by_power(p, n)
+    }
+}
+
+/// The sum of 16 signed bytes.
+///
+/// # Safety
+/// The machine has SSE2, which x86-64 always has.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sum_of_bytes(bytes: std::arch::x86_64::__m128i) -> i32 {
+    use std::arch::x86_64::*;
+    // SAFETY: by this function's own condition.
+    unsafe {
+        let raised = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+        let halves = _mm_sad_epu8(raised, _mm_setzero_si128());
+        _mm_cvtsi128_si32(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves))) - 128 * LANES as i32
+    }
+}
+
+/// Work that is compiled once for each instruction set. Implementations must be `#[inline(always)]`.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Isa>(self, isa: S) -> Self::Output;
+}
+
+/// Which instruction set runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice(Set);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Choice {
+    /// The widest set that this machine has.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(isa) = avx512::Avx512::detect() {
+                return Self(Set::Avx512(isa));
+            }
+            if let Some(isa) = avx2::Avx2::detect() {
+                return Self(Set::Avx2(isa));
+            }
+        }
+        Self(Set::Scalar)
+    }
+
+    /// Every set that this machine has, the plainest first.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        let mut sets = vec![Self(Set::Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx2(it))));
+            sets.extend(avx512::Avx512::detect().map(|it| Self(Set::Avx512(it))));
+        }
+        sets
+    }
+
+    /// What people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self.0 {
+            Set::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512(_) => "avx512-vnni",
+        }
+    }
+}
+
+/// Runs a kernel on an instruction set.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(choice: Choice, kernel: K) -> K::Output {
+    match choice.0 {
+        Set::Scalar => kernel.run(scalar::Scalar),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx2(isa) => isa.run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512(isa) => isa.run(kernel),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp<'a>(&'a [f32; LANES], &'a mut [f32; LANES]);
+
+    impl Kernel for Exp<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Isa>(self, isa: S) {
+            isa.store(isa.exp(isa.load(self.0)), self.1);
+        }
+    }
+
+    #[test]
+    fn exp_is_exact_to_a_few_units_on_every_set() {
+        for choice in Choice::available() {
+            for start in [-87.0f32, -30.0, -3.0, -0.4, 0.0, 1.0, 60.0] {
+                let x: [f32; LANES] = std::array::from_fn(|it| start + it as f32 * 0.61);
+                let mut y = [0.0; LANES];
+                dispatch(choice, Exp(&x, &mut y));
+                for (x, y) in x.iter().zip(y) {
+                    let exact = f64::from(*x).exp();
+                    assert!((f64::from(y) / exact - 1.0).abs() < 5e-7, "{}: exp({x}) = {y}", choice.name());
+                }
+            }
+            let mut y = [1.0; LANES];
+            dispatch(choice, Exp(&[f32::NEG_INFINITY; LANES], &mut y));
+            assert!(y[0] < 1e-37);
+        }
+    }
+
+    struct Ints<'a>(&'a Line, i32, &'a mut [[f32; LANES]; 8]);
+
+    impl Kernel for Ints<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Isa>(self, isa: S) {
+            let line = isa.load_line(self.0);
+            let start = isa.splat_int(5);
+            let low = isa.and(line, 15);
+            let high = isa.and(isa.shift::<6>(line), 3);
+            let wide = isa.dot_wide(start, line, self.1);
+            // Σ (code - 128) · value on every set, once the rest of the zero point is taken off.
+            let sum: i32 = self.1.to_le_bytes().iter().map(|it| i32::from(*it as i8)).sum();
+            let rest = isa.splat(-((S::WIDE_ZERO * sum) as f32));
+            isa.store(isa.to_float(isa.dot(start, low, self.1)), &mut self.2[0]);
+            isa.store(isa.to_float(isa.dot(start, high, self.1)), &mut self.2[1]);
+            isa.store(isa.add(isa.to_float(wide), rest), &mut self.2[2]);
+            isa.store(isa.to_float(isa.dot(start, isa.join_nibbles(low, high), self.1)), &mut self.2[3]);
+            let mut narrow = ([0; LANES], [0; LANES]);
+            let floats = isa.load(&std::array::from_fn(|it| it as f32 * 15.5 - 100.0));
+            let sum = isa.store_i8(floats, &mut narrow.0);
+            isa.store_f16(isa.mul(floats, isa.splat(1.0 / 3.0)), &mut narrow.1);
+            isa.store(isa.add(isa.load_i8(&narrow.0), isa.splat(sum as f32 * 1000.0)), &mut self.2[6]);
+            isa.store(isa.load_f16(&narrow.1), &mut self.2[7]);
+            isa.store(isa.load_f16(&std::array::from_fn(|it| it as u16 * 2000)), &mut self.2[4]);
+            isa.store(isa.load_bf16(&std::array::from_fn(|it| it as u16 * 1021)), &mut self.2[5]);
+        }
+    }
+
+    #[test]
+    fn integers_are_equal_on_every_set() {
+        let line = Line(std::array::from_fn(|it| (it * 37 % 255) as u8 + 1));
+        for quad in [i32::from_le_bytes([127, 129, 3, 255]), i32::from_le_bytes([129; 4]), 0] {
+            let mut expected = [[0.0; LANES]; 8];
+            dispatch(Choice(Set::Scalar), Ints(&line, quad, &mut expected));
+            let values = quad.to_le_bytes().map(|it| i32::from(it as i8));
+            let by_hand: i32 = (0..4).map(|it| (i32::from(line.0[it]) - 128) * values[it]).sum();
+            assert_eq!(expected[2][0], (by_hand + 5) as f32);
+            for choice in Choice::available() {
+                let mut found = [[0.0; LANES]; 8];
+                dispatch(choice, Ints(&line, quad, &mut found));
+                assert_eq!(found, expected, "{}", choice.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Integer weights as planes of bits, 16 rows to a tile, at the size that they have in the file.
+//!
+//! A *unit* is 32 weights of each of 16 rows: eight *groups* of 4 weights, one group being a [`Line`] of 16 rows by
+//! 4 bytes once unpacked. Packed, a line of the nibble plane carries two groups, of the 2-bit plane four, of the
+//! 1-bit plane eight, and one shift and mask unpacks any of them for all rows at once.
+
+use crate::cpu::isa::{Isa, LANES, Line};
+
+/// Weights of a unit, in each row.
+pub(crate) const UNIT: usize = 32;
+/// Groups of a unit.
+pub(crate) const GROUPS: usize = 8;
+
+/// How many bits a code has and on which planes they lie.
+pub(crate) trait Codes: Send + Sync + 'static {
+    /// Lines of a unit.
+    const LINES: usize;
+    /// What is to be subtracted from a code to get the weight's level.
+    const ZERO: i32;
+    /// Whether codes go beyond 127.
+    const WIDE: bool = false;
+
+    /// Group `G` of a unit as bytes.
+    fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I;
+
+    /// Puts a code in its place; the unit starts as zeroes.
+    fn put(unit: &mut [Line], row: usize, column: usize, code: u8);
+
+    /// The code of one weight.
+    fn get(unit: &[Line], row: usize, column: usize) -> u8;
+}
+
+/// Bits of a code on a plane of `BITS` bits.
+struct Plane<const BITS: usize>;
+
+impl<const BITS: usize> Plane<BITS> {
+    const GROUPS_PER_LINE: usize = 8 / BITS;
+    const LINES: usize = GROUPS / Self::GROUPS_PER_LINE;
+    const MASK: u8 = (0xFFu16 >> (8 - BITS)) as u8;
+
+    fn place(row: usize, column: usize) -> (usize, usize, usize) {
+        let group = column / 4;
+        let byte = row * 4 + column % 4;
+        (group / Self::GROUPS_PER_LINE, byte, group % Self::GROUPS_PER_LINE * BITS)
+    }
+
+    fn put(lines: &mut [Line], row: usize, column: usize, bits: u8) {
+        let (line, byte, shift) = Self::place(row, column);
+        lines[line].0[byte] |= (bits & Self::MASK) << shift;
+    }
+
+    fn get(lines: &[Line], row: usize, column: usize) -> u8 {
+        let (line, byte, shift) = Self::place(row, column);
+        (lines[line].0[byte] >> shift) & Self::MASK
+    }
+
+    #[inline(always)]
+    fn unpack<S: Isa, const G: usize>(isa: S, lines: &[Line]) -> S::I {
+        let line = isa.load_line(&lines[G / Self::GROUPS_PER_LINE]);
+        let shifted = match G % Self::GROUPS_PER_LINE * BITS {
+            0 => line,
+            1 => isa.shift::<1>(line),
+            2 => isa.shift::<2>(line),
+            3 => isa.shift::<3>(line),
+            4 => isa.shift::<4>(line),
+            5 => isa.shift::<5>(line),
+            6 => isa.shift::<6>(line),
+            _ => isa.shift::<7>(line),
+        };
+        if BITS == 8 { shifted } else { isa.and(shifted, Self::MASK) }
+    }
+}
+
+/// Codes of one plane.
+pub(crate) struct Single<const BITS: usize, const ZERO: i32>;
+
+impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
+    const LINES: usize = Plane::<BITS>::LINES;
+    const ZERO: i32 = ZERO;
+    const WIDE: bool = BITS == 8;
+
+    #[inline(always)]
+    fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
+        Plane::<BITS>::unpack::<S, G>(isa, unit)
+    }
+    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
+        Plane::<BITS>::put(unit, row, column, code);
+    }
+    fn get(unit: &[Line], row: usize, column: usize) -> u8 {
+        Plane::<BITS>::get(unit, row, column)
+    }
+}
+
+/// Codes with a low nibble and `HIGH` more bits on a plane of their own.
+pub(crate) struct NibbleAnd<const HIGH: usize, const ZERO: i32>;
+
+impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
+    const LINES: usize = Plane::<4>::LINES + Plane::<HIGH>::LINES;
+    const ZERO: i32 = ZERO;
+
+    #[inline(always)]
+    fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
+        let (low, high) = unit.split_at(Plane::<4>::LINES);
+        isa.join_nibbles(Plane::<4>::unpack::<S, G>(isa, low), Plane::<HIGH>::unpack::<S, G>(isa, high))
+    }
+    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
+        let (low, high) = unit.split_at_mut(Plane::<4>::LINES);
+        Plane::<4>::put(low, row, column, code);
+        Plane::<HIGH>::put(high, row, column, code >> 4);
+    }
+    fn get(unit: &[Line], row: usize, column: usize) -> u8 {
+        let (low, high) = unit.split_at(Plane::<4>::LINES);
+        Plane::<4>::get(low, row, column) | Plane::<HIGH>::get(high, row, column) << 4
+    }
+}
+
+/// The number of tiles that `rows` rows fill.
+pub(crate) fn n_tiles(rows: usize) -> usize {
+    rows.div_ceil(LANES)
+}

@@ -1,0 +1,12 @@
+//! Backends and their kernels; knows no file and no model.
+
+mod backend;
+#[allow(unsafe_code, reason = "instruction sets, and results that threads share out by tiles")]
+mod cpu;
+mod error;
+mod float_gemm;
+
+pub use backend::{Backend, CacheShape, LowRank, PAGE_TOKENS, RotaryPairs, Slot, Span, WeightView};
+pub use cpu::{Cpu, CpuBuffer, CpuCache, CpuMatrix, exp_shifted};
+pub use error::KernelError;
+pub use float_gemm::{Strides, gemm_f32, gemm_f32_into};

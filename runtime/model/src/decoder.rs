@@ -1,0 +1,523 @@
+//! The forward pass of the llama family over a mixed batch of prompts and decoded tokens. Knows no text.
+//!
+//! All tokens of a batch form one `[tokens, hidden]` matrix; only attention looks at which sequence a row belongs to.
+//! A row's numbers do not depend on the rest of its batch, so batching, splitting a prompt or forking change nothing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+use fsq_checkpoint::{Adapter, Dimensions, Linear};
+use fsq_gguf::Gguf;
+use fsq_kernels::{Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS, Slot, Span};
+
+use crate::pages::{Claim, Pages, slot};
+use crate::rotary::RotaryTable;
+use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
+use crate::{AdapterId, Decode, Logits, LogitsFor, ModelError, SequenceId, Step, TokenId, config};
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvFormat {
+    /// IEEE half floats.
+    F16,
+}
+
+/// What a decoder is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderOptions {
+    /// Threads that multiply, the calling one included.
+    pub threads: usize,
+    /// Longest sequence in tokens; cut to what the policy was trained for.
+    pub context_tokens: usize,
+    /// How keys and values are stored.
+    pub kv: KvFormat,
+    /// Sequences of full length that fit beside each other. Memory is taken as it is used.
+    pub max_sequences: usize,
+}
+
+/// A policy on a device, with its open sequences.
+pub struct Decoder<B: Backend> {
+    backend: B,
+    dimensions: Dimensions,
+    options: DecoderOptions,
+    weights: Weights<B>,
+    rotary: RotaryTable,
+    adapters: BTreeMap<AdapterId, LoadedAdapter<B>>,
+    pages: Pages,
+    cache: B::Cache,
+    buffers: Buffers<B>,
+}
+
+impl Decoder<Cpu> {
+    /// Loads a policy for the CPU. The file may be closed afterwards.
+    ///
+    /// # Errors
+    /// What in the file cannot be run, by field or tensor; [`ModelError::Device`] when memory is short.
+    pub fn load(gguf: &Gguf, options: DecoderOptions) -> Result<Self, ModelError> {
+        Self::load_on(Cpu::new(options.threads), gguf, options)
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Loads a policy for a device that has been set up.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_on(backend: B, gguf: &Gguf, mut options: DecoderOptions) -> Result<Self, ModelError> {
+        let dimensions = config::read(gguf)?;
+        options.context_tokens = options.context_tokens.clamp(1, dimensions.context);
+        options.max_sequences = options.max_sequences.max(1);
+        let pages_each = options.context_tokens.div_ceil(PAGE_TOKENS);
+        let n_pages = pages_each.saturating_mul(options.max_sequences).min(u32::MAX as usize);
+        let shape = CacheShape {
+            n_layers: dimensions.n_layers,
+            n_pages,
+            n_kv_heads: dimensions.n_kv_heads,
+            head_dim: dimensions.head_dim,
+        };
+        let factors = gguf.tensor("rope_freqs.weight").map(|it| it.to_f32());
+        Ok(Self {
+            weights: Weights::load(&backend, gguf, &dimensions)?,
+            rotary: RotaryTable::new(dimensions.head_dim, dimensions.rope_theta, factors)?,
+            adapters: BTreeMap::new(),
+            pages: Pages::new(n_pages),
+            cache: backend.cache(shape)?,
+            buffers: Buffers::new(&backend, &dimensions, 1, 1)?,
+            backend,
+            dimensions,
+            options,
+        })
+    }
+
+    /// The policy's sizes.
+    pub fn config(&self) -> &Dimensions {
+        &self.dimensions
+    }
+
+    /// What the decoder was made for, with limits as they hold.
+    pub fn options(&self) -> &DecoderOptions {
+        &self.options
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Puts an adapter in a place, over what was there; `None` empties the place.
+    ///
+    /// Sequences that ran under what was there before keep its keys and values: close or truncate them.
+    ///
+    /// # Errors
+    /// [`ModelError::Adapter`] names the module that does not fit; the place is unchanged then.
+    pub fn set_adapter(&mut self, place: AdapterId, adapter: Option<&Adapter>) -> Result<(), ModelError> {
+        match adapter {
+            Some(adapter) => {
+                let loaded = LoadedAdapter::load(&self.backend, adapter, &self.dimensions)?;
+                self.adapters.insert(place, loaded);
+            }
+            None => {
+                self.adapters.remove(&place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens an empty sequence.
+    pub fn open_sequence(&mut self) -> SequenceId {
+        self.pages.open()
+    }
+
+    /// Opens a sequence with the same tokens; see [`Decode::fork`].
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`].
+    pub fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, ModelError> {
+        self.pages.fork(sequence)
+    }
+
+    /// Closes a sequence and frees its pages; closing it again does nothing.
+    pub fn close(&mut self, sequence: SequenceId) {
+        self.pages.close(sequence);
+    }
+
+    /// Forgets all tokens after the first `len`.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`].
+    pub fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<(), ModelError> {
+        self.pages.truncate(sequence, len)
+    }
+
+    /// The tokens of a sequence; `None` when it is not open.
+    pub fn tokens(&self, sequence: SequenceId) -> Option<&[TokenId]> {
+        self.pages.tokens(sequence)
+    }
+
+    /// Extends every named sequence by its step, all in one pass; see [`Decode::forward`].
+    ///
+    /// # Errors
+    /// As [`Decode::forward`].
+    pub fn forward(&mut self, steps: &[Step<'_>]) -> Result<Logits, ModelError> {
+        self.check(steps)?;
+        let batch = Batch::new(steps, &self.pages);
+        let growth: Vec<_> = batch.steps.iter().map(|it| (it.sequence, it.tokens.len())).collect();
+        let claim = self.pages.claim(&growth)?;
+        match self.run(&batch, &claim) {
+            Ok(values) => {
+                self.pages.commit(claim, batch.steps.iter().map(|it| it.tokens));
+                Ok(Logits::new(self.dimensions.vocab, values, batch.logit_rows_by_input()))
+            }
+            Err(error) => {
+                self.pages.give_back(claim);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn check(&self, steps: &[Step<'_>]) -> Result<(), ModelError> {
+        let vocab = self.dimensions.vocab;
+        let mut seen = HashSet::with_capacity(steps.len());
+        for step in steps {
+            let sequence = step.sequence;
+            let held = self.pages.tokens(sequence).ok_or(ModelError::UnknownSequence { sequence })?;
+            if !seen.insert(sequence) {
+                return Err(ModelError::SequenceTwice { sequence });
+            }
+            if step.tokens.is_empty() {
+                return Err(ModelError::EmptyStep);
+            }
+            let (needed, context_tokens) = (held.len() + step.tokens.len(), self.options.context_tokens);
+            if needed > context_tokens {
+                return Err(ModelError::ContextFull { needed, context_tokens });
+            }
+            if let Some(token) = step.tokens.iter().copied().find(|it| *it as usize >= vocab) {
+                return Err(ModelError::UnknownToken { token, vocab });
+            }
+            if let Some(adapter) = step.adapter.filter(|it| !self.adapters.contains_key(it)) {
+                return Err(ModelError::UnknownAdapter { adapter });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a batch whose pages have been claimed; `[rows with logits, vocab]` comes back.
+    fn run(&mut self, batch: &Batch<'_>, claim: &Claim) -> Result<Vec<f32>, KernelError> {
+        let (n_tokens, n_logits) = (batch.tokens.len(), batch.logit_rows.len());
+        if n_tokens == 0 {
+            return Ok(Vec::new());
+        }
+        if n_tokens > self.buffers.n_tokens || n_logits > self.buffers.n_logits {
+            let (n_tokens, n_logits) = (n_tokens.max(self.buffers.n_tokens), n_logits.max(self.buffers.n_logits));
+            self.buffers = Buffers::new(&self.backend, &self.dimensions, n_tokens, n_logits)?;
+        }
+        for (from, to) in &claim.copies {
+            self.backend.copy_page(&mut self.cache, *from, *to);
+        }
+        let mut angles = Vec::with_capacity(n_tokens * self.dimensions.head_dim);
+        batch.positions().for_each(|it| angles.extend_from_slice(self.rotary.at(it)));
+        self.backend.write(&angles, &mut self.buffers.angles);
+        self.backend.embed(&self.weights.embedding, &batch.tokens, &mut self.buffers.stream);
+        let (first_norm, eps) = (&self.weights.layers[0].attention_norm, self.dimensions.rms_eps);
+        self.backend.rms_norm(&self.buffers.stream, first_norm, eps, n_tokens, &mut self.buffers.normed);
+        let spans = batch.spans(claim);
+        let slots = batch.slots(claim);
+        for layer in 0..self.dimensions.n_layers {
+            self.attend(layer, batch, &spans, &slots);
+            let is_last = layer + 1 == self.dimensions.n_layers;
+            if is_last && n_logits == 0 {
+                return Ok(Vec::new());
+            }
+            // Behind the last attention only the rows that logits are wanted of matter.
+            let rows = if is_last { self.keep_logit_rows(batch) } else { batch.rows() };
+            self.feed_forward(layer, &rows);
+        }
+        self.backend.matmul(self.weights.output(), &self.buffers.normed, n_logits, &mut self.buffers.logits);
+        let mut logits = vec![0.0; n_logits * self.dimensions.vocab];
+        self.backend.read(&self.buffers.logits, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// From `normed` to `attended`, the heads' outputs.
+    fn attend(&mut self, layer: usize, batch: &Batch<'_>, spans: &[Span<'_>], slots: &[Slot]) {
+        let Dimensions { n_heads, n_kv_heads, head_dim, architecture, .. } = self.dimensions;
+        let rows = batch.rows();
+        self.linear(layer, Linear::Q, &rows);
+        self.linear(layer, Linear::K, &rows);
+        self.linear(layer, Linear::V, &rows);
+        let (backend, buffers) = (&self.backend, &mut self.buffers);
+        let pairs = rotary_pairs(architecture);
+        backend.rope(&mut buffers.queries, &buffers.angles, rows.n, (n_heads, head_dim), pairs);
+        backend.rope(&mut buffers.keys, &buffers.angles, rows.n, (n_kv_heads, head_dim), pairs);
+        backend.store(&mut self.cache, layer, &buffers.keys, &buffers.values, slots);
+        backend.attend(&self.cache, layer, &buffers.queries, n_heads, spans, &mut buffers.attended);
+    }
+
+    /// From `attended` to the next block's `normed`, by way of the residual stream.
+    fn feed_forward(&mut self, layer: usize, rows: &Rows) {
+        let (n, hidden, eps) = (rows.n, self.dimensions.hidden, self.dimensions.rms_eps);
+        self.linear(layer, Linear::O, rows);
+        let norm = &self.weights.layers[layer].feed_forward_norm;
+        let Buffers { delta, stream, normed, .. } = &mut self.buffers;
+        self.backend.add_rms_norm(delta, stream, norm, eps, (n, hidden), normed);
+        self.linear(layer, Linear::Gate, rows);
+        self.linear(layer, Linear::Up, rows);
+        let Buffers { gate, up, .. } = &mut self.buffers;
+        self.backend.swiglu(gate, up, n * self.dimensions.intermediate);
+        self.linear(layer, Linear::Down, rows);
+        let next = self.weights.layers.get(layer + 1).map_or(&self.weights.output_norm, |it| &it.attention_norm);
+        let Buffers { delta, stream, normed, .. } = &mut self.buffers;
+        self.backend.add_rms_norm(delta, stream, next, eps, (n, hidden), normed);
+    }
+
+    /// One matrix and what the rows' adapters add to it.
+    fn linear(&mut self, layer: usize, linear: Linear, rows: &Rows) {
+        let weight = self.weights.layers[layer].linear(linear);
+        let (x, out) = self.buffers.ends(linear);
+        self.backend.matmul(weight, x, rows.n, out);
+        for (adapter, tokens) in &rows.adapters {
+            let update = self.adapters.get(adapter).and_then(|it| it.update(layer, linear));
+            if let Some(update) = update {
+                self.backend.add_low_rank(update, x, tokens.clone(), out);
+            }
+        }
+    }
+
+    /// Moves the rows with logits to the front of the residual stream and of the heads' outputs.
+    fn keep_logit_rows(&mut self, batch: &Batch<'_>) -> Rows {
+        let (hidden, heads) = (self.dimensions.hidden, self.dimensions.n_heads * self.dimensions.head_dim);
+        if batch.logit_rows.len() == batch.tokens.len() {
+            return batch.rows();
+        }
+        let Buffers { stream, attended, kept_stream, kept_attended, .. } = &mut self.buffers;
+        self.backend.gather(stream, &batch.logit_rows, hidden, kept_stream);
+        self.backend.gather(attended, &batch.logit_rows, heads, kept_attended);
+        std::mem::swap(stream, kept_stream);
+        std::mem::swap(attended, kept_attended);
+        batch.kept_rows()
+    }
+}
+
+impl<B: Backend> Decode for Decoder<B> {
+    fn vocab(&self) -> usize {
+        self.dimensions.vocab
+    }
+    fn context_tokens(&self) -> usize {
+        self.options.context_tokens
+    }
+    fn max_sequences(&self) -> usize {
+        self.options.max_sequences
+    }
+    fn page_tokens(&self) -> usize {
+        PAGE_TOKENS
+    }
+    fn free_pages(&self) -> usize {
+        self.pages.n_free()
+    }
+    fn open_sequence(&mut self) -> SequenceId {
+        Self::open_sequence(self)
+    }
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, ModelError> {
+        Self::fork(self, sequence)
+    }
+    fn close(&mut self, sequence: SequenceId) {
+        Self::close(self, sequence);
+    }
+    fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<(), ModelError> {
+        Self::truncate(self, sequence, len)
+    }
+    fn tokens(&self, sequence: SequenceId) -> Option<&[TokenId]> {
+        Self::tokens(self, sequence)
+    }
+    fn forward(&mut self, steps: &[Step<'_>]) -> Result<Logits, ModelError> {
+        Self::forward(self, steps)
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Decoder<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder")
+            .field("backend", &B::NAME)
+            .field("dimensions", &self.dimensions)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The rows of a batch and which of them run under which adapter.
+struct Rows {
+    n: usize,
+    adapters: Vec<(AdapterId, Range<usize>)>,
+}
+
+/// Steps in the order in which they run: those of one adapter beside each other.
+struct Batch<'a> {
+    steps: Vec<Step<'a>>,
+    /// Of each step: its place in the caller's list, its first row, and its sequence's length before it.
+    places: Vec<(usize, usize, usize)>,
+    /// `[rows]`
+    tokens: Vec<TokenId>,
+    /// Rows after which logits are wanted.
+    logit_rows: Vec<usize>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(steps: &[Step<'a>], pages: &Pages) -> Self {
+        let mut order: Vec<usize> = (0..steps.len()).collect();
+        order.sort_by_key(|it| steps[*it].adapter);
+        let mut batch = Self { steps: Vec::new(), places: Vec::new(), tokens: Vec::new(), logit_rows: Vec::new() };
+        for index in order {
+            let step = steps[index];
+            let first = batch.tokens.len();
+            batch.tokens.extend_from_slice(step.tokens);
+            let wanted = match step.logits {
+                LogitsFor::None => first..first,
+                LogitsFor::Last => batch.tokens.len() - 1..batch.tokens.len(),
+                LogitsFor::All => first..batch.tokens.len(),
+            };
+            batch.logit_rows.extend(wanted);
+            batch.places.push((index, first, pages.tokens(step.sequence).map_or(0, <[_]>::len)));
+            batch.steps.push(step);
+        }
+        batch
+    }
+
+    fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        let of_step = |(step, place): (&Step<'_>, &(usize, usize, usize))| place.2..place.2 + step.tokens.len();
+        self.steps.iter().zip(&self.places).flat_map(of_step)
+    }
+
+    fn spans<'c>(&self, claim: &'c Claim) -> Vec<Span<'c>> {
+        let span = |(index, (_, first_token, position)): (usize, &(usize, usize, usize))| Span {
+            first_token: *first_token,
+            n_tokens: self.steps[index].tokens.len(),
+            position: *position,
+            pages: claim.table(index),
+        };
+        self.places.iter().enumerate().map(span).collect()
+    }
+
+    fn slots(&self, claim: &Claim) -> Vec<Slot> {
+        let of_step = |(index, place): (usize, &(usize, usize, usize))| {
+            let positions = place.2..place.2 + self.steps[index].tokens.len();
+            positions.map(move |it| slot(claim.table(index), it)).collect::<Vec<_>>()
+        };
+        self.places.iter().enumerate().flat_map(of_step).collect()
+    }
+
+    /// All rows.
+    fn rows(&self) -> Rows {
+        let sizes = self.steps.iter().map(|it| (it.adapter, it.tokens.len()));
+        Rows { n: self.tokens.len(), adapters: adapter_ranges(sizes) }
+    }
+
+    /// The rows with logits, once only those are left.
+    fn kept_rows(&self) -> Rows {
+        let sizes = self.steps.iter().map(|it| (it.adapter, n_logits(it)));
+        Rows { n: self.logit_rows.len(), adapters: adapter_ranges(sizes) }
+    }
+
+    /// The rows of logits of each step, in the caller's order.
+    fn logit_rows_by_input(&self) -> Vec<Range<usize>> {
+        let mut rows = vec![0..0; self.steps.len()];
+        let mut start = 0;
+        for (step, place) in self.steps.iter().zip(&self.places) {
+            rows[place.0] = start..start + n_logits(step);
+            start += n_logits(step);
+        }
+        rows
+    }
+}
+
+fn n_logits(step: &Step<'_>) -> usize {
+    match step.logits {
+        LogitsFor::None => 0,
+        LogitsFor::Last => 1,
+        LogitsFor::All => step.tokens.len(),
+    }
+}
+
+/// Joins neighbouring rows of one adapter; rows without one are left out.
+fn adapter_ranges(sizes: impl Iterator<Item = (Option<AdapterId>, usize)>) -> Vec<(AdapterId, Range<usize>)> {
+    let mut ranges: Vec<(AdapterId, Range<usize>)> = Vec::new();
+    let mut start = 0;
+    for (adapter, n) in sizes {
+        let rows = start..start + n;
+        start = rows.end;
+        match (adapter, ranges.last_mut()) {
+            (Some(adapter), Some((last, range))) if *last == adapter && range.end == rows.start => range.end = rows.end,
+            (Some(adapter), _) if n > 0 => ranges.push((adapter, rows)),
+            _ => {}
+        }
+    }
+    ranges
+}
+
+/// What flows between kernels, `[tokens, ..]` each; kept from pass to pass.
+struct Buffers<B: Backend> {
+    n_tokens: usize,
+    n_logits: usize,
+    /// The residual stream, `[tokens, hidden]`
+    stream: B::Buffer,
+    /// `[tokens, hidden]`
+    normed: B::Buffer,
+    /// What a block adds to the stream, `[tokens, hidden]`
+    delta: B::Buffer,
+    /// `[tokens, heads, head_dim]`
+    queries: B::Buffer,
+    /// `[tokens, kv heads, head_dim]`
+    keys: B::Buffer,
+    /// `[tokens, kv heads, head_dim]`
+    values: B::Buffer,
+    /// `[tokens, heads, head_dim]`
+    attended: B::Buffer,
+    /// `[tokens, intermediate]`
+    gate: B::Buffer,
+    /// `[tokens, intermediate]`
+    up: B::Buffer,
+    /// `[tokens, head_dim]`
+    angles: B::Buffer,
+    /// Where the rows that stay are put before they change places with `stream`.
+    kept_stream: B::Buffer,
+    /// The same for `attended`.
+    kept_attended: B::Buffer,
+    /// `[rows with logits, vocab]`
+    logits: B::Buffer,
+}
+
+impl<B: Backend> Buffers<B> {
+    fn new(backend: &B, dimensions: &Dimensions, n_tokens: usize, n_logits: usize) -> Result<Self, KernelError> {
+        let Dimensions { hidden, intermediate, n_heads, n_kv_heads, head_dim, vocab, .. } = *dimensions;
+        let buffer = |width: usize| backend.buffer(n_tokens * width);
+        Ok(Self {
+            n_tokens,
+            n_logits,
+            stream: buffer(hidden)?,
+            normed: buffer(hidden)?,
+            delta: buffer(hidden)?,
+            queries: buffer(n_heads * head_dim)?,
+            keys: buffer(n_kv_heads * head_dim)?,
+            values: buffer(n_kv_heads * head_dim)?,
+            attended: buffer(n_heads * head_dim)?,
+            gate: buffer(intermediate)?,
+            up: buffer(intermediate)?,
+            angles: buffer(head_dim)?,
+            kept_stream: buffer(hidden)?,
+            kept_attended: buffer(n_heads * head_dim)?,
+            logits: backend.buffer(n_logits * vocab)?,
+        })
+    }
+
+    /// What a matrix reads and where it writes.
+    fn ends(&mut self, linear: Linear) -> (&B::Buffer, &mut B::Buffer) {
+        match linear {
+            Linear::Q => (&self.normed, &mut self.queries),
+            Linear::K => (&self.normed, &mut self.keys),
+            Linear::V => (&self.normed, &mut self.values),
+            Linear::O => (&self.attended, &mut self.delta),
+            Linear::Gate => (&self.normed, &mut self.gate),
+            Linear::Up => (&self.normed, &mut self.up),
+            Linear::Down => (&self.gate, &mut self.delta),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Runs a policy: forward pass over any backend, KV pages, adapters, tokenizer, chat template, sampler, engine.
+//!
+//! One runtime serves requests, plays episodes in training and answers the gates. It knows nothing of HTTP,
+//! environments or training.
+
+mod chat;
+mod config;
+mod decode;
+mod decoder;
+mod engine;
+mod error;
+mod generate;
+mod pages;
+mod rotary;
+mod sampler;
+mod scheduler;
+mod tokenizer;
+mod weights;
+
+#[cfg(test)]
+mod decoder_tests;
+#[cfg(test)]
+mod fixtures;
+
+pub use chat::{ChatTemplate, Message};
+pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
+pub use decoder::{Decoder, DecoderOptions, KvFormat};
+pub use engine::{Engine, EngineEvent, Finish, Request};
+pub use error::ModelError;
+pub use generate::{Completion, generate_batch, score_continuations};
+pub use scheduler::{EngineOptions, RequestId};
+pub use sampler::{Sampled, Sampler, Sampling, log_softmax};
+pub use tokenizer::{Special, TextStream, Tokenizer};

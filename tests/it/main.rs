@@ -1,0 +1,8 @@
+//! The whole program's tests, one binary: what spans crates, the tree itself, and other programs as oracles.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
+
+mod arrows;
+mod docs;
+mod oracle;
+mod tidy;
+mod tree;
