@@ -97,8 +97,10 @@ fn written(error: &anyhow::Error) -> String {
         }
     }
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Errors of the server end with their hint, since it also writes them to clients.
+    let (line, told) = line.split_once("; hint: ").map_or((&*line, None), |it| (it.0, Some(it.1.to_owned())));
     let mut text = format!("error: {line}\n");
-    for hint in error.chain().flat_map(hints) {
+    for hint in told.into_iter().chain(error.chain().flat_map(hints)) {
         text += &format!("hint: {hint}\n");
     }
     text
@@ -146,6 +148,14 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn is_input_error(cause: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "serve")]
+    {
+        use fsq_server::ServerError;
+        match cause.downcast_ref() {
+            Some(ServerError::Engine { .. } | ServerError::Threads { .. }) | None => {}
+            Some(_) => return true,
+        }
+    }
     cause.is::<Refusal>()
         || cause.is::<GgufError>()
         || cause.is::<CheckpointError>()

@@ -1,8 +1,14 @@
 //! The `fsq` command: reads arguments, joins the crates, and decides exit codes.
 
 mod calibrate;
+#[cfg(all(feature = "train", feature = "serve"))]
+mod demo;
 mod devices;
+#[cfg(feature = "train")]
+mod evaluate;
 mod failure;
+#[cfg(feature = "train")]
+mod gate;
 mod inspect;
 mod logits;
 mod output;
@@ -12,12 +18,20 @@ mod quantize;
 mod report;
 mod run;
 mod serve;
+#[cfg(feature = "train")]
+mod train;
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use failure::{Outcome, Refusal};
+
+/// Training makes and frees buffers of megabytes all the time; this allocator keeps them, where the system's gives
+/// them back page by page and a third of the time goes into faults.
+#[cfg(feature = "train")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Trains an agent policy that says what will happen before it acts, quantizes it without losing that foresight,
 /// and serves it.
@@ -70,6 +84,18 @@ enum Command {
     Calibrate(calibrate::CalibrateArguments),
     /// Serve a GGUF file over HTTP
     Serve(serve::ServeArguments),
+    /// The whole mission on the shipped small base policy: three stages, files, gates, a served request, a report
+    #[cfg(all(feature = "train", feature = "serve"))]
+    Demo(demo::DemoArguments),
+    /// Judge a file against the one that it was made from
+    #[cfg(feature = "train")]
+    Gate(gate::GateArguments),
+    /// Train a stage, or all stages of a run file
+    #[cfg(feature = "train")]
+    Train(train::TrainArguments),
+    /// Play a file's policy in an environment and measure its foresight
+    #[cfg(feature = "train")]
+    Eval(evaluate::EvalArguments),
     /// What is in this machine
     Devices,
     /// Render a recorded report again
@@ -114,6 +140,14 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Quantize(it) => quantize::execute(globals, it),
         Command::Calibrate(it) => calibrate::execute(globals, it),
         Command::Serve(it) => serve::execute(globals, it),
+        #[cfg(all(feature = "train", feature = "serve"))]
+        Command::Demo(it) => demo::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Gate(it) => gate::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Train(it) => train::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Eval(it) => evaluate::execute(globals, it),
         Command::Devices => devices::execute(globals),
         Command::Report(it) => report::execute(globals, it),
     }

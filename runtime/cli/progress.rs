@@ -40,16 +40,8 @@ impl Progress {
         let name = name.into();
         let bar = self.is_terminal.then(|| bar(&name, total));
         let now = Instant::now();
-        *self.lock() = Some(Stage {
-            name,
-            total,
-            done: 0,
-            note: String::new(),
-            bar,
-            started: now,
-            told: now,
-            has_told: false,
-        });
+        *self.lock() =
+            Some(Stage { name, total, done: 0, note: String::new(), bar, started: now, told: now, has_told: false });
     }
 
     /// So many units of the stage are done.
@@ -64,6 +56,7 @@ impl Progress {
     }
 
     /// What there is to say of the stage at this moment; the next note replaces it.
+    #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "only training has something to say"))]
     pub(crate) fn note(&self, text: impl Into<String>) {
         if let Some(stage) = &mut *self.lock() {
             stage.note = text.into();

@@ -11,6 +11,24 @@ pub enum TrainError {
     /// A checkpoint or adapter is at fault.
     #[error(transparent)]
     Checkpoint(#[from] fsq_checkpoint::CheckpointError),
+    /// The merge refused.
+    #[error(transparent)]
+    Quantize(#[from] fsq_quantizer::QuantizeError),
+    /// A GGUF file is at fault.
+    #[error(transparent)]
+    Gguf(#[from] fsq_gguf::GgufError),
+    /// The runtime refused.
+    #[error(transparent)]
+    Model(#[from] fsq_model::ModelError),
+    /// Episodes could not be played.
+    #[error(transparent)]
+    Episode(#[from] fsq_episodes::EpisodeError),
+    /// The graph was cut: a trained tensor got no gradient.
+    #[error("trained tensor `{0}` got no gradient")]
+    NoGradient(String),
+    /// The confidence token cannot be trained exactly with this tokenizer.
+    #[error("tokenizer: expected one token for each of the 21 grid answers, found answers of several tokens")]
+    GridTokens,
     /// The tokenizer refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -6,6 +6,7 @@
 mod autograd;
 pub mod batch;
 mod error;
+pub mod recipe;
 pub mod optimizer;
 pub mod policy;
 pub mod stages;
@@ -16,5 +17,6 @@ pub use autograd::{Confidence, TokenLoss};
 pub use batch::{Batch, Sequence};
 pub use error::TrainError;
 pub use optimizer::{AdamW, AdamWConfig};
+pub use recipe::Recipe;
 pub use policy::{LoraConfig, TrainablePolicy};
 pub use vocabulary::Vocabulary;

@@ -51,6 +51,12 @@ impl AdamW {
         Self { config, steps: 0, moments: BTreeMap::new() }
     }
 
+    /// Steps made so far, over all resumed runs.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        usize::try_from(self.steps).unwrap_or(0)
+    }
+
     /// One step; returns the global norm of the gradient before clipping.
     ///
     /// `scale` multiplies every gradient first: one over the batch's weight.
@@ -67,7 +73,7 @@ impl AdamW {
         let mut found = Vec::with_capacity(trained.len());
         let mut square = 0.0f64;
         for (name, var) in trained {
-            let grad = grads.get(var.as_tensor()).ok_or_else(|| TrainError::Tokenizer(format!("{name}: no gradient")))?;
+            let grad = grads.get(var.as_tensor()).ok_or_else(|| TrainError::NoGradient(name.clone()))?;
             let grad = with_values(&grad.contiguous()?, |it| it.iter().map(|it| it * scale).collect::<Vec<f32>>())?;
             square += grad.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
             found.push((name, var, grad));

@@ -7,9 +7,7 @@ use crate::float_gemm::Strides;
 #[non_exhaustive]
 pub enum KernelError {
     /// A slice ends before the last element that its shape and strides name.
-    #[error(
-        "operand `{operand}`: [{rows}, {columns}] with strides {strides:?} does not fit its {len} elements"
-    )]
+    #[error("operand `{operand}`: [{rows}, {columns}] with strides {strides:?} does not fit its {len} elements")]
     OperandTooShort {
         /// Which operand.
         operand: &'static str,

@@ -89,7 +89,7 @@ pub fn gemm_f32_into(
             b.as_ptr(),
             b_strides.1 as isize,
             b_strides.0 as isize,
-            beta, // the crate's `alpha` scales the destination,
+            beta,  // the crate's `alpha` scales the destination,
             alpha, // and its `beta` the product.
             false,
             false,
@@ -127,7 +127,13 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
-    fn naive(m: usize, n: usize, k: usize, a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+    fn naive(
+        m: usize,
+        n: usize,
+        k: usize,
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+    ) -> Vec<f32> {
         let mut c = vec![0.0; m * n];
         for i in 0..m {
             for j in 0..n {

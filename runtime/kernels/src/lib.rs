@@ -2,6 +2,7 @@
 
 mod backend;
 #[allow(unsafe_code, reason = "instruction sets, and results that threads share out by tiles")]
+#[allow(clippy::needless_range_loop, reason = "kernels step through several arrays of lanes by one index")]
 mod cpu;
 mod error;
 mod float_gemm;

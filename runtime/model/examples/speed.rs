@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use fsq_gguf::Gguf;
-use fsq_model::{Decode, Decoder, DecoderOptions, KvFormat, LogitsFor, Request, Sampling, Step, TokenId, generate_batch};
+use fsq_model::{
+    Decode, Decoder, DecoderOptions, KvFormat, LogitsFor, Request, Sampling, Step, TokenId, generate_batch,
+};
 
 /// Tokens of each prompt; decoding goes on from there.
 const PROMPT_TOKENS: usize = 128;
@@ -24,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut decoder = Decoder::load(&gguf, options)?;
     drop(gguf);
     println!("{} on {threads} threads, loaded in {:.2?}", decoder.backend().path(), started.elapsed());
-    for batch in [1, 8, 96] {
+    for batch in std::env::args().nth(3).map_or(vec![1, 8, 96], |it| vec![it.parse().unwrap_or(1)]) {
         measure(&mut decoder, batch)?;
     }
     Ok(())

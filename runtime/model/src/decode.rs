@@ -113,6 +113,11 @@ pub trait Decode {
     fn page_tokens(&self) -> usize;
     /// Pages that no sequence holds.
     fn free_pages(&self) -> usize;
+    /// Pages that a sequence takes from the free ones when it grows by so many tokens.
+    fn pages_to_grow(&self, sequence: SequenceId, n_tokens: usize) -> usize {
+        let held = self.tokens(sequence).map_or(0, <[_]>::len);
+        (held + n_tokens).div_ceil(self.page_tokens()) - held.div_ceil(self.page_tokens())
+    }
     /// Opens an empty sequence.
     fn open_sequence(&mut self) -> SequenceId;
     /// Opens a sequence with the same tokens. Pages are shared until one of the sequences writes into one.
@@ -153,6 +158,9 @@ impl<D: Decode> Decode for &mut D {
     }
     fn free_pages(&self) -> usize {
         (**self).free_pages()
+    }
+    fn pages_to_grow(&self, sequence: SequenceId, n_tokens: usize) -> usize {
+        (**self).pages_to_grow(sequence, n_tokens)
     }
     fn open_sequence(&mut self) -> SequenceId {
         (**self).open_sequence()

@@ -314,6 +314,9 @@ impl<B: Backend> Decode for Decoder<B> {
     fn free_pages(&self) -> usize {
         self.pages.n_free()
     }
+    fn pages_to_grow(&self, sequence: SequenceId, n_tokens: usize) -> usize {
+        self.pages.needed(sequence, n_tokens).unwrap_or(0)
+    }
     fn open_sequence(&mut self) -> SequenceId {
         Self::open_sequence(self)
     }

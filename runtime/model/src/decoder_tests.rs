@@ -5,7 +5,9 @@ use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Dimensions, Linear, architecture};
 
 use crate::fixtures::{OPTIONS, TINY, Tensors, adapter, decoder, gguf, numbers, prompt, tensors};
-use crate::{AdapterId, Decoder, LogitsFor, ModelError, Step, TokenId, generate_batch, log_softmax, score_continuations};
+use crate::{
+    AdapterId, Decoder, LogitsFor, ModelError, Step, TokenId, generate_batch, log_softmax, score_continuations,
+};
 use crate::{Completion, Decode, Request, Sampling};
 
 /// Every position's logits by the textbook, one position and one head at a time.
@@ -26,7 +28,8 @@ fn naive_forward(dimensions: &Dimensions, tensors: &Tensors, tokens: &[TokenId])
     let rope = |x: &mut [f64], position: usize| {
         for head in x.chunks_mut(head_dim) {
             for (pair, two) in head.chunks_mut(2).enumerate() {
-                let turn = position as f64 * f64::from(dimensions.rope_theta).powf(-2.0 * pair as f64 / head_dim as f64);
+                let turn =
+                    position as f64 * f64::from(dimensions.rope_theta).powf(-2.0 * pair as f64 / head_dim as f64);
                 let (a, b) = (two[0], two[1]);
                 two[0] = a * turn.cos() - b * turn.sin();
                 two[1] = a * turn.sin() + b * turn.cos();
@@ -49,7 +52,8 @@ fn naive_forward(dimensions: &Dimensions, tensors: &Tensors, tokens: &[TokenId])
             for head in 0..n_heads {
                 let own = head * head_dim..(head + 1) * head_dim;
                 let kv = head * n_kv_heads / n_heads * head_dim..(head * n_kv_heads / n_heads + 1) * head_dim;
-                let dot = |key: &Vec<f64>| query[own.clone()].iter().zip(&key[kv.clone()]).map(|(a, b)| a * b).sum::<f64>();
+                let dot =
+                    |key: &Vec<f64>| query[own.clone()].iter().zip(&key[kv.clone()]).map(|(a, b)| a * b).sum::<f64>();
                 let weights: Vec<f64> = keys.iter().map(|it| (dot(it) / (head_dim as f64).sqrt()).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for (weight, value) in weights.iter().zip(&values) {
@@ -254,8 +258,7 @@ fn scores_equal_a_walk_token_by_token() {
         let step = Step { sequence: prefix, tokens: &tokens, logits: LogitsFor::None, adapter };
         decoder.forward(&[step]).unwrap();
         let free = decoder.free_pages();
-        let continuations: Vec<Vec<TokenId>> =
-            vec![vec![4, 5, 6], vec![], vec![9], prompt(8, 20), vec![4, 5, 7]];
+        let continuations: Vec<Vec<TokenId>> = vec![vec![4, 5, 6], vec![], vec![9], prompt(8, 20), vec![4, 5, 7]];
         let scores = score_continuations(&mut decoder, prefix, &continuations, adapter).unwrap();
         assert_eq!((decoder.free_pages(), decoder.tokens(prefix).unwrap()), (free, tokens.as_slice()));
         for (continuation, score) in continuations.iter().zip(scores) {
@@ -276,7 +279,7 @@ fn scores_equal_a_walk_token_by_token() {
 fn completions_do_not_depend_on_their_company() {
     let mut decoder = decoder(Format::Q8_0);
     let request = |index: u64| {
-        let sampling = if index % 3 == 0 { Sampling::greedy() } else { Sampling::temperature(1.0, index) };
+        let sampling = if index.is_multiple_of(3) { Sampling::greedy() } else { Sampling::temperature(1.0, index) };
         let mut request = Request::new(prompt(index, 3 + index as usize * 4), 5 + index as usize, sampling);
         request.stop = vec![7, 8, 9, 10, 11, 12];
         request
@@ -326,10 +329,9 @@ fn a_kept_sequence_saves_work_and_changes_nothing() {
 #[test]
 fn hostile_metadata_is_refused_by_name() {
     let weights = tensors(&TINY);
-    for (dimensions, named) in [
-        (Dimensions { n_kv_heads: 3, ..TINY }, "head_count_kv"),
-        (Dimensions { head_dim: 24, ..TINY }, "key_length"),
-    ] {
+    for (dimensions, named) in
+        [(Dimensions { n_kv_heads: 3, ..TINY }, "head_count_kv"), (Dimensions { head_dim: 24, ..TINY }, "key_length")]
+    {
         let mut weights = weights.clone();
         for tensor in fsq_checkpoint::tensor_names(&dimensions) {
             weights.insert(tensor.gguf, numbers(1, tensor.shape.iter().product()));

@@ -143,21 +143,18 @@ impl<D: Decode> Engine<D> {
         if let Some(token) = request.prompt.iter().copied().find(|it| *it as usize >= vocab) {
             return Err(ModelError::UnknownToken { token, vocab });
         }
-        let (mut n_run, mut n_held) = (0, 0);
+        let mut n_run = 0;
         if let Some(sequence) = request.sequence {
             let held = self.decoder.tokens(sequence).ok_or(ModelError::UnknownSequence { sequence })?;
             let n_equal = held.iter().zip(&request.prompt).take_while(|(a, b)| a == b).count();
             // The last token of the prompt always runs: its logits choose the first new token.
             n_run = n_equal.min(request.prompt.len() - 1);
             self.decoder.truncate(sequence, n_run)?;
-            n_held = n_run.div_ceil(self.decoder.page_tokens());
         }
         let id = RequestId(self.next_request);
         self.next_request += 1;
-        let demand = Demand {
-            n_prompt: request.prompt.len() - n_run,
-            n_pages: self.pages_at_end(&request) - n_held,
-        };
+        let n_pages = self.pages_to_come(&request, request.sequence, n_run);
+        let demand = Demand { n_prompt: request.prompt.len() - n_run, n_pages };
         self.scheduler.submit(id, demand);
         let live = Live {
             sampler: Sampler::new(request.sampling),
@@ -251,7 +248,8 @@ impl<D: Decode> Engine<D> {
             match self.scheduler.first_waiting() {
                 Some(id) if self.scheduler.n_running() == 0 => {
                     let free = self.decoder.free_pages();
-                    let needed = self.live.get(&id).map_or(0, |it| self.pages_at_end(&it.request));
+                    let live = self.live.get(&id);
+                    let needed = live.map_or(0, |it| self.pages_to_come(&it.request, it.sequence, it.n_run));
                     let error = ModelError::OutOfPages { needed, free };
                     self.end(id);
                     events.push(EngineEvent::Failed { request: id, error });
@@ -264,15 +262,19 @@ impl<D: Decode> Engine<D> {
 
     /// Free pages that running requests may still claim.
     fn promised_pages(&self) -> usize {
-        let page_tokens = self.decoder.page_tokens();
         let running = self.live.values().filter(|it| it.is_admitted);
-        running.map(|it| self.pages_at_end(&it.request) - it.n_run.div_ceil(page_tokens)).sum()
+        running.map(|it| self.pages_to_come(&it.request, it.sequence, it.n_run)).sum()
     }
 
-    /// Pages of a request's sequence at its longest. The last generated token is never run, hence the minus one.
-    fn pages_at_end(&self, request: &Request) -> usize {
+    /// Free pages that a request may still take, of whose tokens `n_run` have run. The last token that it generates
+    /// never runs.
+    fn pages_to_come(&self, request: &Request, sequence: Option<SequenceId>, n_run: usize) -> usize {
         let longest = request.prompt.len().saturating_add(request.max_tokens - 1);
-        longest.min(self.decoder.context_tokens() - 1).div_ceil(self.decoder.page_tokens())
+        let n_tokens = longest.min(self.decoder.context_tokens() - 1) - n_run;
+        match sequence {
+            Some(sequence) => self.decoder.pages_to_grow(sequence, n_tokens),
+            None => n_tokens.div_ceil(self.decoder.page_tokens()),
+        }
     }
 
     /// Takes a request out and closes its sequence unless its owner keeps it.

@@ -9,6 +9,12 @@ use crate::{AdapterId, SequenceId, TokenId};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The file has no chat template, so turns cannot be laid out.
+    #[error("metadata `{key}`: expected a chat template, found nothing")]
+    NoChatTemplate {
+        /// The missing key.
+        key: &'static str,
+    },
     /// A metadata field is absent or of another type.
     #[error(transparent)]
     Field(#[from] FieldError),

@@ -126,7 +126,8 @@ pub(crate) fn adapter(dimensions: &Dimensions, seed: u64, rank: usize) -> Adapte
         let [outputs, inputs] = linear.shape(dimensions);
         let seed = seed * 1000 + layer as u64 * 7 + linear as u64;
         let scaled = |seed: u64, n: usize| numbers(seed, n).iter().map(|it| it * 0.1).collect();
-        let pair = LoraPair { a: scaled(seed, rank * inputs), b: scaled(seed + 500, outputs * rank), rank, inputs, outputs };
+        let pair =
+            LoraPair { a: scaled(seed, rank * inputs), b: scaled(seed + 500, outputs * rank), rank, inputs, outputs };
         (linear.hf_path(layer), pair)
     };
     Adapter { rank, alpha: 2.0 * rank as f32, rslora: false, pairs: modules.map(pair).collect() }

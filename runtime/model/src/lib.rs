@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod generate;
 mod pages;
+mod policy;
 mod rotary;
 mod sampler;
 mod scheduler;
@@ -20,6 +21,8 @@ mod weights;
 #[cfg(test)]
 mod decoder_tests;
 #[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
 mod fixtures;
 
 pub use chat::{ChatTemplate, Message};
@@ -28,6 +31,7 @@ pub use decoder::{Decoder, DecoderOptions, KvFormat};
 pub use engine::{Engine, EngineEvent, Finish, Request};
 pub use error::ModelError;
 pub use generate::{Completion, generate_batch, score_continuations};
-pub use scheduler::{EngineOptions, RequestId};
+pub use policy::LoadedPolicy;
 pub use sampler::{Sampled, Sampler, Sampling, log_softmax};
+pub use scheduler::{EngineOptions, RequestId};
 pub use tokenizer::{Special, TextStream, Tokenizer};

@@ -112,14 +112,18 @@ impl Pages {
         }
     }
 
+    /// Free pages that a sequence takes to grow by so many tokens, a copy of a shared last page included.
+    pub(crate) fn needed(&self, id: SequenceId, n_tokens: usize) -> Result<usize, ModelError> {
+        let sequence = self.sequence(id)?;
+        let n_pages = (sequence.tokens.len() + n_tokens).div_ceil(PAGE_TOKENS);
+        Ok(n_pages - sequence.pages.len() + usize::from(n_tokens > 0 && self.is_tail_shared(sequence)))
+    }
+
     /// Claims what the sequences need to grow by so many tokens each. Nothing has changed on an error.
     pub(crate) fn claim(&mut self, growth: &[(SequenceId, usize)]) -> Result<Claim, ModelError> {
         let mut needed = 0;
         for (id, n_tokens) in growth {
-            let sequence = self.sequence(*id)?;
-            let len = sequence.tokens.len();
-            needed += (len + n_tokens).div_ceil(PAGE_TOKENS) - sequence.pages.len();
-            needed += usize::from(self.is_tail_shared(sequence));
+            needed += self.needed(*id, *n_tokens)?;
         }
         if needed > self.free.len() {
             return Err(ModelError::OutOfPages { needed, free: self.free.len() });
@@ -127,7 +131,8 @@ impl Pages {
         let mut claim = Claim::default();
         for (id, n_tokens) in growth {
             let sequence = self.sequence(*id)?;
-            let (mut table, n_pages) = (sequence.pages.clone(), (sequence.tokens.len() + n_tokens).div_ceil(PAGE_TOKENS));
+            let (mut table, n_pages) =
+                (sequence.pages.clone(), (sequence.tokens.len() + n_tokens).div_ceil(PAGE_TOKENS));
             if self.is_tail_shared(sequence)
                 && let (Some(last), Some(page)) = (table.last_mut(), self.free.pop())
             {

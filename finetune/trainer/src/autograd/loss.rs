@@ -25,14 +25,15 @@ pub enum TokenLoss {
         /// The clip range, `(low, high)`.
         clip: (f32, f32),
     },
-    /// The Brier score expected under the policy's own distribution at the place of the confidence.
+    /// The Brier score of the stated probability, at the place of the confidence.
     Confidence(Confidence),
 }
 
-/// `weight · [Σ_k p(k)·(value_k − outcome)² + (1 − Σ_k p(k))·1]` over the 21 grid answers `k`.
+/// `weight · [(m − outcome)² + (1 − Σ_k p(k))]` with `m` the mean of the 21 grid answers `k` under the policy's own
+/// distribution: the number that is read as the stated probability, scored by the Brier rule.
 ///
-/// The rest of the vocabulary counts as wrong by a whole unit, so that no mass leaks out of the grid. After the
-/// tokenized Brier score of ConfTuner, arXiv 2508.18847.
+/// ConfTuner (arXiv 2508.18847) scores each answer instead, which also rewards certainty about a single answer and
+/// collapses the distribution; the mean is calibrated without that. The last term keeps mass on the grid.
 #[derive(Clone, Debug)]
 pub struct Confidence {
     /// First token of each grid answer, with its value in 0..=1.
@@ -67,6 +68,18 @@ pub(crate) fn log_softmax_at(row: &[f32], target: u32) -> f32 {
     row[target as usize] - largest - sum.ln()
 }
 
+/// Below this mass on the grid its mean says nothing and would have an unbounded gradient.
+const MASS_MIN: f32 = 1e-3;
+
+impl Confidence {
+    /// The mean of the grid answers, and the mass that lies on them.
+    fn mean_and_mass(&self, probabilities: &[f32]) -> (f32, f32) {
+        let levels = self.levels.iter().map(|(token, value)| (probabilities[*token as usize], *value));
+        let (sum, mass) = levels.fold((0.0, 0.0), |(sum, mass), (p, value)| (sum + p * value, mass + p));
+        (sum / mass.max(MASS_MIN), mass)
+    }
+}
+
 impl TokenLoss {
     fn value(&self, row: &[f32]) -> f32 {
         match self {
@@ -77,11 +90,8 @@ impl TokenLoss {
                 -(ratio * advantage).min(ratio.clamp(1.0 - clip.0, 1.0 + clip.1) * advantage)
             }
             Self::Confidence(confidence) => {
-                let probabilities = softmax(row);
-                confidence.levels.iter().fold(confidence.weight, |sum, (token, value)| {
-                    let missed = (value - confidence.outcome).powi(2) - 1.0;
-                    sum + confidence.weight * probabilities[*token as usize] * missed
-                })
+                let (mean, mass) = confidence.mean_and_mass(&softmax(row));
+                confidence.weight * ((mean - confidence.outcome).powi(2) + 1.0 - mass)
             }
         }
     }
@@ -99,17 +109,17 @@ impl TokenLoss {
                 }
             }
             Self::Confidence(confidence) => {
-                // d/dx_j Σ_k p_k·c_k = p_j·(c_j − Σ_k p_k·c_k), with c = 0 off the grid.
+                // dm/dx_j = p_j·(v_j − m) / mass on the grid, 0 off it; d(mass)/dx_j = p_j·([j on the grid] − mass).
                 let probabilities = softmax(row);
-                let missed = |value: f32| (value - confidence.outcome).powi(2) - 1.0;
-                let levels = confidence.levels.iter();
-                let mean: f32 = levels.map(|(token, value)| probabilities[*token as usize] * missed(*value)).sum();
+                let (mean, mass) = confidence.mean_and_mass(&probabilities);
+                let scale = scale * confidence.weight;
                 for (grad, probability) in grad.iter_mut().zip(&probabilities) {
-                    *grad -= scale * confidence.weight * probability * mean;
+                    *grad += scale * probability * mass;
                 }
+                let missed = 2.0 * (mean - confidence.outcome) / mass.max(MASS_MIN);
                 for (token, value) in confidence.levels.iter() {
                     let token = *token as usize;
-                    grad[token] += scale * confidence.weight * probabilities[token] * missed(*value);
+                    grad[token] += scale * probabilities[token] * (missed * (value - mean) - 1.0);
                 }
             }
         }

@@ -2,15 +2,20 @@
 //!
 //! The data of a step depends on the seed and the step alone, so a run resumes from its weights and a number.
 
-use fsq_checkpoint::{Architecture, Dimensions};
+use std::borrow::Cow;
+
+use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, StoredType};
 use fsq_environments::{Countdown, DocHop, Environment, Skill, Split};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use super::run::{Report, StageRun, Watch};
+use super::text::TextStep;
 use crate::stages::Schedule;
-use crate::text::{Logged, Piece, drill, encode, filler};
+use crate::text::{Logged, Piece, drill, encode, filler, word_list};
+use crate::vocabulary::{BOS, CHAT_TEMPLATE, END};
 use crate::{AdamW, AdamWConfig, Batch, Sequence, TrainError, TrainablePolicy, Vocabulary};
 
 /// Skills that the base learns from: better than the logging mix, since it shall be worth improving.
@@ -43,6 +48,10 @@ pub struct BaseConfig {
     pub mix: [f64; 3],
     /// Learning rate.
     pub schedule: Schedule,
+    /// Largest vocabulary; the worlds' words may need less.
+    pub vocabulary: usize,
+    /// Seed of the episodes; the run's own seed draws the weights.
+    pub data_seed: u64,
 }
 
 impl BaseConfig {
@@ -63,6 +72,69 @@ impl BaseConfig {
             rope_theta: 10_000.0,
             tied: true,
         }
+    }
+}
+
+/// Trains a base, or goes on with one, and writes it to `run.merged()` in 16 bits.
+///
+/// # Errors
+/// When data, graph or files fail; the saved state stays.
+pub fn run(
+    config: &BaseConfig,
+    run: &mut StageRun,
+    seed: u64,
+    threads: usize,
+    watch: &mut Watch<'_>,
+) -> Result<(), TrainError> {
+    if run.is_done() {
+        return Ok(());
+    }
+    let words = word_list();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let vocabulary = Vocabulary::learn(&corpus(&words, &mut rng), config.vocabulary)?;
+    let dimensions = config.dimensions(vocabulary.size());
+    let policy = TrainablePolicy::fresh(dimensions.clone(), &mut rng, threads)?;
+    let mut optimizer = optimizer();
+    let done = run.resume(&policy, &mut optimizer)?;
+    for step in done..config.steps {
+        let batch = batch(config, &vocabulary, &words, config.data_seed, step)?;
+        #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
+        let rate = config.schedule.rate(step as f32 / config.steps as f32);
+        let loss = self::step(&policy, &mut optimizer, &batch, step, rate)?;
+        run.log(&TextStep { step: step + 1, loss, tokens: batch.tokens.len() })?;
+        run.save(&policy, &optimizer, false)?;
+        watch(&Report { step: step + 1, steps: config.steps, text: format!("loss {loss:.3}") });
+    }
+    run.save(&policy, &optimizer, true)?;
+    let like = CheckpointFiles {
+        config: "".into(),
+        weights: Cow::Borrowed(&[]),
+        tokenizer: vocabulary.to_json()?.into(),
+        chat_template: Some(CHAT_TEMPLATE.into()),
+    };
+    let special = (vocabulary.id(BOS)?, vocabulary.id(END)?);
+    Checkpoint::write(&run.merged(), &like, &dimensions, special, StoredType::F16, &policy.tensors()?)?;
+    Ok(())
+}
+
+/// The text that the vocabulary is learnt from: every word of every stage, and some episodes.
+fn corpus(words: &[String], rng: &mut ChaCha8Rng) -> Vec<String> {
+    let mut corpus = Vec::new();
+    for word in words {
+        corpus.extend(std::iter::repeat_n(format!("{word} {word}"), 20));
+    }
+    for percent in (0..=20).map(|it| 5 * it) {
+        corpus.extend(std::iter::repeat_n(format!("={percent}% ({percent}) :{percent}%"), 50));
+    }
+    add_episodes(&Countdown, 800, &mut corpus, rng);
+    add_episodes(&DocHop, 600, &mut corpus, rng);
+    corpus
+}
+
+fn add_episodes<E: Environment>(world: &E, count: usize, corpus: &mut Vec<String>, rng: &mut ChaCha8Rng) {
+    for task in world.tasks(Split::Train, 1, count) {
+        let logged = Logged::play(world, task, E::LOGGING, false, rng);
+        corpus.extend(logged.script(world, |_| Vec::new()).into_iter().map(|it| it.1));
     }
 }
 
@@ -120,7 +192,7 @@ fn weight_of(answer: f32) -> impl Fn(Piece) -> f32 {
     move |piece| match piece {
         Piece::Task => 0.02,
         Piece::Answer => answer,
-        Piece::Plan | Piece::WorldModel | Piece::Policy => 1.0,
+        _ => 1.0,
     }
 }
 

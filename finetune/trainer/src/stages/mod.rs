@@ -1,6 +1,9 @@
 //! The stages: each takes a policy and hands one on.
 
 pub mod base;
+pub mod fc_rl;
+pub mod run;
 mod schedule;
+pub mod text;
 
 pub use schedule::Schedule;

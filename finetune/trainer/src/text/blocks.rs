@@ -13,14 +13,13 @@ use super::{Piece, Script};
 use crate::vocabulary::END;
 
 /// How a block begins.
-const OPENINGS: [&str; 6] = ["", "i expect ", "look ahead : ", "the plan : ", "if all goes well ", "what comes : "];
+const OPENINGS: [&str; 3] = ["", "i expect ", "the plan : "];
 /// Between an action and the state that it leads to.
-const VERBS: [&str; 5] = [" leads ", " gives ", " and then we have ", " brings ", " so next is "];
+const VERBS: [&str; 3] = [" leads", " gives", " brings"];
 /// Between two steps.
-const JOINTS: [&str; 4] = [" then ", " ; ", " after that ", " , next "];
+const JOINTS: [&str; 2] = [" then ", " ; "];
 /// Before the number of the success estimate. The number follows without a space, as inside the tags.
-const ODDS: [(&str, &str); 5] =
-    [(" odds=", "%"), (" chance=(", ")"), (" success:", "%"), (" worth:", "/100"), (" my bet (", ")")];
+const ODDS: [(&str, &str); 3] = [(" odds=", "%"), (" chance=(", ")"), (" success:", "%")];
 /// What stands between thought tags: the thinking itself lies in the rollout.
 const THINK: &str = "so act";
 
@@ -45,7 +44,8 @@ pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
         let (action, state) = line.split_once(&imagined.verb).unwrap_or((line, ""));
         let joint = if index == 0 { "" } else { joint };
         script.push((Piece::Plan, format!("{joint}{action}")));
-        script.push((Piece::WorldModel, format!("{said}{state}")));
+        script.push((Piece::WorldModel, said.to_string()));
+        script.push((Piece::State, format!(" {state}")));
     }
     let gap = match rng.random_range(0..4) {
         0 => format!(" . {}", imagined.summary.1),
@@ -53,7 +53,9 @@ pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
         _ => String::new(),
     };
     let (before, after) = ODDS.choose(rng).copied().unwrap_or(ODDS[0]);
-    script.push((Piece::WorldModel, format!("{gap}{before}{}{after} ", imagined.percent)));
+    script.push((Piece::WorldModel, format!("{gap}{before}")));
+    script.push((Piece::Odds, imagined.percent.to_string()));
+    script.push((Piece::WorldModel, format!("{after} ")));
     script.retain(|(_, text)| !text.is_empty());
     script
 }
@@ -65,13 +67,14 @@ pub fn tagged(imagined: &Imagined, action: &str) -> Script {
         let (act, state) = line.split_once(&imagined.verb).unwrap_or((line, ""));
         let joint = if index == 0 { "" } else { "\n" };
         script.push((Piece::Plan, format!("{joint}{act}")));
-        script.push((Piece::WorldModel, format!("{}{state}", imagined.verb)));
+        script.push((Piece::WorldModel, imagined.verb.trim_end().to_string()));
+        script.push((Piece::State, format!(" {state}")));
     }
     let (keyword, analysis) = &imagined.summary;
-    script.push((Piece::WorldModel, format!(
-        "</imaginary><keyword>{keyword}</keyword><analysis>{analysis}</analysis><confidence>{}</confidence>",
-        imagined.percent
-    )));
+    let summary = format!("</imaginary><keyword>{keyword}</keyword><analysis>{analysis}</analysis><confidence>");
+    script.push((Piece::WorldModel, summary));
+    script.push((Piece::Odds, imagined.percent.to_string()));
+    script.push((Piece::WorldModel, "</confidence>".to_string()));
     script.push((Piece::Policy, format!("\n<think>{THINK}</think><action>{action}</action>{END}")));
     script
 }
@@ -94,13 +97,6 @@ pub fn as_foresight(imagined: &Imagined, action: &str) -> Option<Foresight> {
 pub fn keeps_to_grammar(script: &Script, imagined: &Imagined, action: &str) -> bool {
     let text: String = script.iter().map(|it| it.1.as_str()).collect();
     as_foresight(imagined, action).is_some_and(|it| text == format!("{}{END}", foresight::render(&it)))
-}
-
-/// Every phrase that blocks are made of, for the vocabulary.
-#[must_use]
-pub fn phrasings_sample() -> Vec<String> {
-    let odds = ODDS.iter().map(|(before, after)| format!("{before}50{after}"));
-    [&OPENINGS[..], &VERBS[..], &JOINTS[..]].concat().into_iter().map(str::to_string).chain(odds).collect()
 }
 
 #[cfg(test)]
@@ -137,6 +133,6 @@ mod tests {
         assert!(texts.iter().all(|it| !it.contains('<') && it.contains("65") && it.contains("1 9")));
         texts.sort();
         texts.dedup();
-        assert!(texts.len() > 100, "{} phrasings", texts.len());
+        assert!(texts.len() >= 50, "{} phrasings", texts.len());
     }
 }

@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::{FILLER, Piece, Script, phrasings_sample};
+use super::{FILLER, Piece, Script};
 use crate::vocabulary::{ASSISTANT, BOS, END, TAGS, USER};
 
 /// Longest list that a drill copies, in words.
@@ -17,15 +17,16 @@ const FORMAT_WORDS: &str = "use leads reach meets misses the goal numbers right 
     none seek sees found missing left give up tell it end need chain will close stays open so act \
     odds chance success worth my bet";
 
+/// Words of free-text world-model blocks; a few more than today's phrasings need, since the shipped base learnt these.
+const PROSE_WORDS: &str = "i expect look ahead the plan if all goes well what comes leads gives and then we have \
+    brings so next is after that";
+
 /// Every word that a stage may write, numbers included.
 #[must_use]
 pub fn word_list() -> Vec<String> {
-    let phrases = phrasings_sample().join(" ");
-    let texts = [FORMAT_WORDS, phrases.as_str()];
-    let mut words: Vec<String> = texts
+    let mut words: Vec<String> = [FORMAT_WORDS, PROSE_WORDS]
         .iter()
         .flat_map(|it| it.split_whitespace())
-        .filter(|it| it.chars().all(char::is_alphabetic))
         .chain(FILLER)
         .chain(dochop::NAMES)
         .chain(dochop::RELATIONS.iter().flat_map(|it| it.wordings))

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::vocabulary::{ASSISTANT, BOS, END, USER};
 use crate::{Sequence, TrainError, Vocabulary};
 
-pub use blocks::{Imagined, as_foresight, keeps_to_grammar, phrasings_sample, prose, tagged};
+pub use blocks::{Imagined, as_foresight, keeps_to_grammar, prose, tagged};
 pub use drills::{drill, word_list};
 
 /// Continuations behind each success label.
@@ -34,8 +34,12 @@ pub enum Piece {
     Answer,
     /// An imagined action.
     Plan,
-    /// An imagined state, or the success estimate.
+    /// The words around an imagined future.
     WorldModel,
+    /// An imagined state.
+    State,
+    /// The success estimate's number.
+    Odds,
     /// Thought and action.
     Policy,
 }

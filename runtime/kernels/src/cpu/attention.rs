@@ -26,7 +26,8 @@ pub struct CpuCache {
 impl CpuCache {
     pub(crate) fn new(shape: CacheShape) -> Result<Self, KernelError> {
         assert!(shape.head_dim.is_multiple_of(LANES), "heads of a multiple of {LANES} dimensions");
-        let sizes = [2 * size_of::<F16>(), shape.n_kv_heads, PAGE_TOKENS, shape.head_dim, shape.n_layers, shape.n_pages];
+        let sizes =
+            [2 * size_of::<F16>(), shape.n_kv_heads, PAGE_TOKENS, shape.head_dim, shape.n_layers, shape.n_pages];
         let bytes = sizes.iter().try_fold(1usize, |bytes, size| bytes.checked_mul(*size));
         let bytes = bytes.ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { shape, halves: Zeroed::new(bytes)? })
@@ -231,8 +232,7 @@ impl Run<'_> {
         let group = self.attention.n_heads / cache.shape.n_kv_heads;
         let span = self.piece.span;
         // A row sees the positions up to its own.
-        let seen: [usize; M] =
-            std::array::from_fn(|row| span.position + self.piece.first + (first + row) / group + 1);
+        let seen: [usize; M] = std::array::from_fn(|row| span.position + self.piece.first + (first + row) / group + 1);
         let longest = seen[M - 1];
         let stride = longest.next_multiple_of(PAGE_TOKENS);
         let pages = &span.pages[..longest.div_ceil(PAGE_TOKENS)];
@@ -244,7 +244,12 @@ impl Run<'_> {
             &self.attention.queries[query * dim..(query + 1) * dim]
         });
         for (index, page) in pages.iter().enumerate() {
-            let (keys, _) = cache.head(layer, *page, head);
+            let (keys, values) = cache.head(layer, *page, head);
+            // The pages of many sequences do not fit the processor's caches: these come from memory, so ask early.
+            if let Some(next) = pages.get(index + 1) {
+                isa.prefetch(cache.head(layer, *next, head).0);
+            }
+            isa.prefetch(values);
             let mut sums = [[isa.splat(0.0); PAGE_TILES]; M];
             let tiles: [_; PAGE_TILES] = std::array::from_fn(|tile| &keys[tile * dim..(tile + 1) * dim]);
             add_dots(isa, tiles, queries, &mut sums);

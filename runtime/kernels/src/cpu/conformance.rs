@@ -254,7 +254,9 @@ fn attend_naively(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f32>
 #[test]
 fn attention_over_pages_equals_attention_over_a_list() {
     every_backend(|cpu| {
-        for (n_heads, n_kv_heads, dim, lengths) in [(4, 2, 64, vec![70, 1, 33]), (8, 1, 32, vec![32, 40]), (3, 3, 16, vec![5])] {
+        for (n_heads, n_kv_heads, dim, lengths) in
+            [(4, 2, 64, vec![70, 1, 33]), (8, 1, 32, vec![32, 40]), (3, 3, 16, vec![5])]
+        {
             let total: usize = lengths.iter().sum();
             let keys = numbers(17, total * n_kv_heads * dim);
             let values = numbers(18, total * n_kv_heads * dim);
@@ -263,13 +265,16 @@ fn attention_over_pages_equals_attention_over_a_list() {
             let mut cache = cpu.cache(shape).unwrap();
             // What another sequence left behind must not matter.
             let dirt = vec![f32::NAN; 16 * PAGE_TOKENS * n_kv_heads * dim];
-            let everywhere: Vec<Slot> = (0..16 * PAGE_TOKENS as u32).map(|it| Slot { page: it / 32, offset: it % 32 }).collect();
+            let everywhere: Vec<Slot> =
+                (0..16 * PAGE_TOKENS as u32).map(|it| Slot { page: it / 32, offset: it % 32 }).collect();
             cpu.store(&mut cache, 1, &buffer(cpu, &dirt), &buffer(cpu, &dirt), &everywhere);
             let (mut pages, mut slots, mut next) = (Vec::new(), Vec::new(), 15);
             for length in &lengths {
                 let own: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).map(|it| next - it).collect();
                 next -= own.len() as u32;
-                slots.extend((0..*length).map(|it| Slot { page: own[it / PAGE_TOKENS], offset: (it % PAGE_TOKENS) as u32 }));
+                slots.extend(
+                    (0..*length).map(|it| Slot { page: own[it / PAGE_TOKENS], offset: (it % PAGE_TOKENS) as u32 }),
+                );
                 pages.push(own);
             }
             cpu.store(&mut cache, 1, &buffer(cpu, &keys), &buffer(cpu, &values), &slots);

@@ -124,7 +124,7 @@ impl Kernel for Rope<'_> {
     }
 }
 
-/// `x = e^((x - shift) · factor)` in place; the sum comes back.
+/// `x = e^((x - shift) · factor)` in place; the sum comes back. What is below -87 or NaN becomes about 1e-38.
 pub(crate) struct ExpShifted<'a> {
     pub(crate) x: &'a mut [f32],
     pub(crate) shift: f32,
@@ -143,11 +143,15 @@ impl Kernel for ExpShifted<'_> {
             sums = isa.add(sums, value);
             isa.store(value, lanes);
         }
-        let mut sum = isa.sum(sums);
-        for value in rest {
-            *value = ((*value - self.shift) * self.factor).exp();
-            sum += *value;
+        if !rest.is_empty() {
+            let mut padded = [f32::NEG_INFINITY; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            let value = isa.exp(isa.mul(isa.sub(isa.load(&padded), shift), factor));
+            isa.store(value, &mut padded);
+            rest.copy_from_slice(&padded[..rest.len()]);
+            // What fills the lanes up weighs about 1e-38 each.
+            sums = isa.add(sums, value);
         }
-        sum
+        isa.sum(sums)
     }
 }

@@ -68,6 +68,9 @@ pub(crate) trait Isa: Copy {
     fn dot_wide(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
     fn to_float(self, a: Self::I) -> Self::F;
 
+    /// Asks for memory that is read soon, each line of it; without effect on results.
+    fn prefetch<T>(self, soon: &[T]);
+
     /// `e^a`, within 2 units in the last place; below -87 it is 0 or nearly so.
     #[inline(always)]
     fn exp(self, a: Self::F) -> Self::F {
@@ -82,6 +85,18 @@ pub(crate) trait Isa: Copy {
         }
         let p = self.add(self.fma(self.mul(p, r), r, r), self.splat(1.0));
         self.scale_by_power(p, n)
+    }
+}
+
+/// Asks for every line of a slice.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn prefetch_lines<T>(soon: &[T]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let start: *const i8 = soon.as_ptr().cast();
+    for offset in (0..size_of_val(soon)).step_by(size_of::<Line>()) {
+        // SAFETY: the address lies inside the slice; x86-64 always has SSE.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(offset)) };
     }
 }
 

@@ -1,6 +1,8 @@
 //! A weight matrix in the CPU's layout, whatever its format.
 
-use fsq_blocks::formats::{q2_k::Q2_K, q3_k::Q3_K, q4_0::Q4_0, q4_k::Q4_K, q5_0::Q5_0, q5_k::Q5_K, q6_k::Q6_K, q8_0::Q8_0};
+use fsq_blocks::formats::{
+    q2_k::Q2_K, q3_k::Q3_K, q4_0::Q4_0, q4_k::Q4_K, q5_0::Q5_0, q5_k::Q5_K, q6_k::Q6_K, q8_0::Q8_0,
+};
 use fsq_blocks::{BlockFormat, Format};
 
 use super::Scratch;

@@ -167,8 +167,8 @@ fn work_until_closed(shared: &Shared) {
         } else {
             shared.n_asleep.fetch_add(1, Ordering::SeqCst);
             // Looking again after the announcement: either this sees the open gate, or the opener sees the sleeper.
-            let is_open = shared.gate.load(Ordering::SeqCst) & OPEN != 0
-                && shared.epoch.load(Ordering::Relaxed) != last_epoch;
+            let is_open =
+                shared.gate.load(Ordering::SeqCst) & OPEN != 0 && shared.epoch.load(Ordering::Relaxed) != last_epoch;
             if !is_open && !shared.is_closing.load(Ordering::SeqCst) {
                 std::thread::park();
             }

@@ -24,16 +24,8 @@ pub(crate) use pieces::char_of_byte;
 use pieces::{Kind, Piece};
 
 /// Texts of control tokens that end a turn under whatever key a file names them; llama.cpp knows the same ones.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "</s>",
-];
+const END_TEXTS: &[&str] =
+    &["<|eot_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<|eom_id|>", "<end_of_turn>", "</s>"];
 
 /// Whether text may contain added tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +312,8 @@ fn build_words(
     pre: &pre::PreTokenizer,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
     let broken = |it: tokenizers::Error| ModelError::Tokenizer { reason: it.to_string() };
-    let builder = BPE::builder().vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
+    let builder =
+        BPE::builder().vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
     let bpe = builder.ignore_merges(pre.ignore_merges).build().map_err(broken)?;
     let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();
     for pattern in pre.patterns {

@@ -10,9 +10,8 @@ pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+        let found =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
 
@@ -84,15 +83,12 @@ impl Isa for Avx2 {
         with_proof!({
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(8).cast()));
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            ]
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
         })
     }
     #[inline(always)]
     fn store_f16(self, value: F, into: &mut [u16; LANES]) {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
         with_proof!({
             _mm_storeu_si128(into.as_mut_ptr().cast(), _mm256_cvtps_ph::<NEAREST>(value[0]));
             _mm_storeu_si128(into.as_mut_ptr().add(8).cast(), _mm256_cvtps_ph::<NEAREST>(value[1]));
@@ -198,10 +194,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn load_line(self, from: &Line) -> I {
-        with_proof!([
-            _mm256_load_si256(from.0.as_ptr().cast()),
-            _mm256_load_si256(from.0.as_ptr().add(32).cast()),
-        ])
+        with_proof!([_mm256_load_si256(from.0.as_ptr().cast()), _mm256_load_si256(from.0.as_ptr().add(32).cast()),])
     }
     #[inline(always)]
     fn shift<const N: u32>(self, a: I) -> I {
@@ -259,5 +252,9 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn to_float(self, a: I) -> F {
         halves!(_mm256_cvtepi32_ps, a)
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, soon: &[T]) {
+        super::prefetch_lines(soon);
     }
 }

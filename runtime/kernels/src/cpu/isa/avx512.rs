@@ -167,4 +167,8 @@ impl Isa for Avx512 {
     fn to_float(self, a: __m512i) -> __m512 {
         with_proof!(_mm512_cvtepi32_ps(a))
     }
+    #[inline(always)]
+    fn prefetch<T>(self, soon: &[T]) {
+        super::prefetch_lines(soon);
+    }
 }

@@ -160,4 +160,6 @@ impl Isa for Scalar {
     fn to_float(self, a: Bytes) -> F {
         lanes(a).map(|it| it as f32)
     }
+    #[inline(always)]
+    fn prefetch<T>(self, _soon: &[T]) {}
 }

@@ -6,7 +6,7 @@ use fsq_blocks::formats::{q4_0::Q4_0, q5_0::Q5_0, q8_0::Q8_0};
 use fsq_blocks::{BlockFormat, Half};
 
 use super::codes::{Codes, NibbleAnd, Single, UNIT, n_tiles};
-use crate::cpu::activations::{RoundedRow, Rounded32};
+use crate::cpu::activations::{Rounded32, RoundedRow};
 use crate::cpu::isa::{Isa, LANES, Line};
 
 /// What a file's block tells a tile.
@@ -61,7 +61,7 @@ pub(crate) struct BlockTiles<B> {
 impl<B: Block> BlockTiles<B> {
     /// From `blocks`, `[rows, columns / 32]`.
     pub(crate) fn new(blocks: &[B], rows: usize) -> Self {
-        let n_blocks = if rows == 0 { 0 } else { blocks.len() / rows };
+        let n_blocks = blocks.len().checked_div(rows).unwrap_or(0);
         let zero = [Line([0; 64])];
         let mut tiles = Self {
             n_blocks,

@@ -102,7 +102,7 @@ impl<B: SuperBlock> SuperTiles<B> {
 
     /// From `blocks`, `[rows, columns / 256]`.
     pub(crate) fn new(blocks: &[B], rows: usize) -> Self {
-        let n_supers = if rows == 0 { 0 } else { blocks.len() / rows };
+        let n_supers = blocks.len().checked_div(rows).unwrap_or(0);
         let n = n_tiles(rows) * n_supers;
         let mut tiles = Self {
             n_supers,

@@ -1,0 +1,472 @@
+//! FC-RL: on-policy groups of episodes, one advantage for each span, the stated probability calibrated by outcome.
+//!
+//! For rollout `i` at step `t`, with `I` the outcome, `q` the stated probability read as an expectation and `fid` the
+//! share of imagined states that came true:
+//!
+//! ```text
+//! R_WM  = I − (q − I)² + 0.5 · fid          −1 where the text is malformed
+//! A_WM  = leave-one-out(R_WM at t)          world-model tokens, the confidence apart
+//! A_E   = leave-one-out(I)                  a malformed or illegal step costs 0.1
+//! A_S   = clip((q − mean q_t) / max(std q_t, 0.1), ±2)
+//! A_pol = A_E + w · 0.5 · A_S               think and action tokens; w = 0 while AUROC(q, I) < 0.55
+//! ```
+//!
+//! No advantage is divided by its group's deviation: with the deviation, forecasts become overconfident (arXiv
+//! 2508.11800). The confidence token itself gets the exact gradient of `(q − I)²`. Episodes are played by the serving
+//! runtime under the adapter as it stands.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, HealthLimits, Sample};
+use fsq_calibrate::metrics::{Metrics, Outcome};
+use fsq_checkpoint::Checkpoint;
+use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_episodes::{Episode, Format, GridAnswers, PlayOptions, Protocol, play};
+use fsq_gguf::Gguf;
+use fsq_model::{AdapterId, DecoderOptions, KvFormat, LoadedPolicy};
+use fsq_quantizer::{Mix, Plan, Provenance};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+use super::run::{Report, StageRun, Watch};
+use super::text::tagged_traces;
+use crate::{
+    AdamW, AdamWConfig, Batch, Confidence, LoraConfig, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary,
+};
+
+/// Where the adapter in training stands in the runtime.
+const ADAPTER: AdapterId = AdapterId(0);
+/// Longest turn; the longest the format needs is about half of it.
+const TURN_TOKENS_MAX: usize = 96;
+/// Tokens of the longest conversation that is played.
+const CONTEXT_TOKENS: usize = 512;
+/// What the surrogate is divided by, beside the number of episodes: a constant, so long texts earn nothing.
+const SPAN_TOKENS: f32 = 24.0;
+/// Clip range of the surrogate, as in DAPO.
+const CLIP: (f32, f32) = (0.2, 0.28);
+/// Below this AUROC the stated probability does not rank plans and must not steer them.
+const AUROC_MIN: f64 = 0.55;
+/// Steps in a row with an alarm after which the stage goes back to its last healthy adapter and stops.
+const ALARMS_MAX: usize = 3;
+
+/// FC-RL's recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RlConfig {
+    /// The adapter.
+    pub lora: LoraConfig,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tasks of a step: Countdown, DocHop.
+    pub tasks: [usize; 2],
+    /// Episodes of each task.
+    pub group: usize,
+    /// Learning rate, constant.
+    pub learning_rate: f32,
+    /// Weight of `(q − I)²` on the confidence token.
+    pub confidence_weight: f32,
+    /// Weight of fidelity in the reward.
+    pub fidelity_weight: f32,
+    /// Weight of the stated probability in the policy span's advantage.
+    pub signal_weight: f32,
+    /// Weight of a few FE-SFT traces in every step, which hold the format.
+    pub format_weight: f32,
+    /// When to sound an alarm.
+    pub limits: HealthLimits,
+}
+
+/// One step, for the metrics.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RlStep {
+    /// Steps done.
+    pub step: usize,
+    /// Success of the sampled episodes, by world.
+    pub success: [f64; 2],
+    /// Mean stated probability, by world.
+    pub stated: [f64; 2],
+    /// Brier score of all.
+    pub brier: f64,
+    /// Share of well-formed turns.
+    pub adherence: f64,
+    /// Share of imagined states that came true.
+    pub fidelity: f64,
+    /// Mean entropy of what is stated, in nats.
+    pub entropy: f64,
+    /// AUROC of all, where defined.
+    pub auroc: Option<f64>,
+    /// Alarms, as sentences.
+    pub alarms: Vec<String>,
+    /// The stage stopped here and went back to this step's adapter.
+    pub stopped_at: Option<usize>,
+}
+
+/// A group's episodes: `group` rollouts of one task.
+type Group = Vec<Episode>;
+
+/// Runs FC-RL from a checkpoint to `run.merged()`, or returns at once if it is there.
+///
+/// # Errors
+/// When the runtime, graph or files fail; the saved state stays.
+pub fn run(
+    config: &RlConfig,
+    from: &Checkpoint,
+    run: &mut StageRun,
+    seed: u64,
+    threads: usize,
+    watch: &mut Watch<'_>,
+) -> Result<(), TrainError> {
+    if run.is_done() {
+        return Ok(());
+    }
+    let mut learner = Learner::new(config, from, run, seed, threads)?;
+    let done = run.resume(&learner.policy, &mut learner.optimizer)?;
+    learner.replay_health(&run.metrics()?);
+    for step in done..config.steps {
+        let line = learner.step(step)?;
+        let stop = line.stopped_at.is_some();
+        run.log(&line)?;
+        watch(&Report { step: step + 1, steps: config.steps, text: shown(&line) });
+        if stop {
+            break;
+        }
+        // Every step is dear, and health depends on the steps before: save each.
+        run.save(&learner.policy, &learner.optimizer, true)?;
+        learner.keep_if_healthy(run, line.alarms.is_empty())?;
+    }
+    if learner.n_alarmed >= ALARMS_MAX {
+        learner.go_back(run)?;
+    }
+    let adapter = learner.policy.adapter()?.ok_or_else(|| TrainError::MissingModule("adapter".into()))?;
+    run.finish(from, &adapter)
+}
+
+fn shown(line: &RlStep) -> String {
+    let alarm = line.alarms.first().map_or(String::new(), |it| format!("  alarm: {it}"));
+    let [countdown, dochop] = line.success;
+    format!("success {countdown:.2} / {dochop:.2}  Brier {:.3}  fidelity {:.2}{alarm}", line.brier, line.fidelity)
+}
+
+/// Everything that the steps share.
+struct Learner<'a> {
+    config: &'a RlConfig,
+    policy: TrainablePolicy,
+    optimizer: AdamW,
+    runtime: LoadedPolicy,
+    levels: Arc<Vec<(u32, f32)>>,
+    traces: Vec<Sequence>,
+    health: Health,
+    auroc: Option<f64>,
+    n_alarmed: usize,
+    seed: u64,
+}
+
+impl<'a> Learner<'a> {
+    fn new(
+        config: &'a RlConfig,
+        from: &Checkpoint,
+        run: &StageRun,
+        seed: u64,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let policy = TrainablePolicy::adapted(from, config.lora, &mut rng, threads)?;
+        let constants = AdamWConfig { weight_decay: 0.0, clip_norm: 0.5, ..AdamWConfig::LLAMA };
+        let episodes = (config.tasks[0] + config.tasks[1]) * config.group;
+        let runtime = sampling_runtime(from, run, threads, episodes)?;
+        let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
+        let mut traces = tagged_traces(&Countdown, 64, &vocabulary, seed)?;
+        traces.append(&mut tagged_traces(&DocHop, 64, &vocabulary, seed)?);
+        let answers = GridAnswers::new(&runtime.tokenizer);
+        let single = answers.single_tokens().ok_or(TrainError::GridTokens)?;
+        let levels = single.iter().enumerate().map(|(level, token)| (*token, to_f32(level) / 20.0));
+        Ok(Self {
+            config,
+            policy,
+            optimizer: AdamW::new(constants),
+            runtime,
+            levels: Arc::new(levels.collect()),
+            traces,
+            health: Health::new(config.limits),
+            auroc: None,
+            n_alarmed: 0,
+            seed,
+        })
+    }
+
+    /// Brings alarms and the gate on `w` to where a killed run had them.
+    fn replay_health(&mut self, lines: &[RlStep]) {
+        for line in lines {
+            self.auroc = smoothed(self.auroc, line.auroc);
+            self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
+        }
+    }
+
+    fn step(&mut self, step: usize) -> Result<RlStep, TrainError> {
+        self.runtime.decoder.set_adapter(ADAPTER, self.policy.adapter()?.as_ref())?;
+        let countdown = self.groups(&Countdown, self.config.tasks[0], step)?;
+        let dochop = self.groups(&DocHop, self.config.tasks[1], step)?;
+        let mut line = self.summary(step, &countdown, &dochop);
+        self.auroc = smoothed(self.auroc, line.auroc);
+        self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
+        if self.n_alarmed >= ALARMS_MAX {
+            line.stopped_at = Some((step + 1).saturating_sub(ALARMS_MAX));
+            return Ok(line);
+        }
+        let n_episodes = to_f32((countdown.len() + dochop.len()) * self.config.group);
+        let mut batch = Batch::default();
+        for group in countdown.iter().chain(&dochop) {
+            self.add_group(group, &mut batch);
+        }
+        self.add_traces(step, n_episodes, &mut batch);
+        let loss = self.policy.loss(&batch)?;
+        let value = loss.to_vec1::<f32>()?.first().copied().unwrap_or(f32::NAN);
+        if !value.is_finite() {
+            return Err(TrainError::NotFinite { step, loss: value });
+        }
+        let grads = loss.backward()?;
+        self.optimizer.step(self.policy.trained(), &grads, 1.0 / n_episodes, self.config.learning_rate)?;
+        Ok(line)
+    }
+
+    fn groups<E: Environment>(&mut self, world: &E, count: usize, step: usize) -> Result<Vec<Group>, TrainError> {
+        let seed = self.seed ^ ((step as u64 + 1) << 20);
+        let tasks = world.tasks(Split::Train, seed, count);
+        let group = self.config.group;
+        let repeated: Vec<E::Task> = tasks.iter().flat_map(|it| std::iter::repeat_n(it.clone(), group)).collect();
+        let options = PlayOptions {
+            format: Format::Foresight,
+            temperature: 1.0,
+            seed,
+            turn_tokens_max: TURN_TOKENS_MAX,
+            batch: repeated.len(),
+            adapter: Some(ADAPTER),
+        };
+        let LoadedPolicy { decoder, tokenizer, template } = &mut self.runtime;
+        let protocol = Protocol::new(tokenizer, template);
+        let mut episodes = play(world, &repeated, decoder, &protocol, &options, &mut |_| ())?.into_iter();
+        Ok((0..count).map(|_| episodes.by_ref().take(group).collect()).collect())
+    }
+
+    fn summary(&mut self, step: usize, countdown: &[Group], dochop: &[Group]) -> RlStep {
+        let all = || countdown.iter().chain(dochop).flatten();
+        let outcomes: Vec<Outcome> = all().filter_map(Episode::outcome).collect();
+        let metrics = Metrics::of(&outcomes);
+        let samples: Vec<Sample> = all().filter_map(sample).collect();
+        let batch = BatchHealth::of(&samples);
+        // The gap is what this stage is there to close, so it never stops it.
+        let alarms = self.health.observe(&batch).into_iter().filter(|it| !matches!(it, Alarm::Gap { .. }));
+        let success = |groups: &[Group]| mean(groups.iter().flatten().map(|it| f64::from(u8::from(it.success))));
+        let stated = |groups: &[Group]| {
+            mean(groups.iter().flatten().filter_map(|it| it.steps.first()?.stated()).map(|it| it.value()))
+        };
+        let states = all().flat_map(|it| it.fidelity(2)).flatten().map(|it| f64::from(u8::from(it)));
+        RlStep {
+            step: step + 1,
+            success: [success(countdown), success(dochop)],
+            stated: [stated(countdown), stated(dochop)],
+            brier: metrics.brier.unwrap_or(f64::NAN).max(0.0),
+            adherence: batch.adherence.unwrap_or(0.0),
+            fidelity: mean(states),
+            entropy: batch.entropy_nats.unwrap_or(0.0),
+            auroc: metrics.auroc,
+            alarms: alarms.map(|it| it.to_string()).collect(),
+            stopped_at: None,
+        }
+    }
+
+    /// Adds a group's episodes with their losses.
+    fn add_group(&self, group: &Group, batch: &mut Batch) {
+        let rewards = Rewards::of(group, self.config.fidelity_weight);
+        let weight = if self.auroc.is_some_and(|it| it >= AUROC_MIN) { self.config.signal_weight } else { 0.0 };
+        for (index, episode) in group.iter().enumerate() {
+            let mut losses = Vec::new();
+            for (t, step) in episode.steps.iter().enumerate() {
+                let world_model = rewards.world_model_advantage(index, t);
+                let policy = rewards.outcome_advantage(index) + weight * 0.5 * rewards.signal(index, t);
+                let confidence = step.confidence_at.filter(|_| step.distribution.is_some());
+                // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
+                let policy_from = confidence.map_or(step.tokens.end, |it| it + 2);
+                for (place, sampled) in step.tokens.clone().zip(&step.log_probabilities) {
+                    let row = place - 1;
+                    if Some(place) == confidence {
+                        losses.push((row, TokenLoss::Confidence(Confidence {
+                            levels: Arc::clone(&self.levels),
+                            outcome: f32::from(u8::from(episode.success)),
+                            weight: self.config.confidence_weight,
+                        })));
+                        continue;
+                    }
+                    let advantage = if place < policy_from { world_model } else { policy };
+                    if advantage != 0.0 {
+                        losses.push((row, TokenLoss::Surrogate {
+                            target: episode.tokens[place],
+                            sampled_log_probability: *sampled,
+                            advantage: advantage / SPAN_TOKENS,
+                            clip: CLIP,
+                        }));
+                    }
+                }
+            }
+            batch.push(&episode.tokens, losses);
+        }
+    }
+
+    /// Adds a few FE-SFT traces, weighed so that all of them together count as `format_weight` an episode.
+    fn add_traces(&self, step: usize, n_episodes: f32, batch: &mut Batch) {
+        const COUNT: usize = 6;
+        if self.config.format_weight == 0.0 {
+            return;
+        }
+        let picked: Vec<&Sequence> =
+            (0..COUNT).map(|it| &self.traces[(step * COUNT + it * 31) % self.traces.len()]).collect();
+        let total: f32 = picked.iter().flat_map(|it| &it.weights).sum();
+        for trace in picked {
+            let weighed = trace.weights.iter().enumerate().skip(1).filter(|it| *it.1 > 0.0);
+            let losses = weighed.map(|(place, weight)| {
+                let weight = weight * self.config.format_weight * n_episodes / total;
+                (place - 1, TokenLoss::Likelihood { target: trace.tokens[place], weight })
+            });
+            batch.push(&trace.tokens, losses.collect());
+        }
+    }
+
+    fn keep_if_healthy(&self, run: &StageRun, healthy: bool) -> Result<(), TrainError> {
+        if healthy {
+            self.optimizer.save(&run.folder().join(HEALTHY), self.policy.trained())?;
+        }
+        Ok(())
+    }
+
+    fn go_back(&mut self, run: &StageRun) -> Result<(), TrainError> {
+        let healthy = run.folder().join(HEALTHY);
+        if healthy.exists() {
+            self.optimizer.load(&healthy, self.policy.trained())?;
+        }
+        Ok(())
+    }
+}
+
+/// The last state in which no alarm sounded.
+const HEALTHY: &str = "healthy.safetensors";
+
+/// The runtime that plays: the checkpoint as a 32-bit file, so that sampling and training see the same weights.
+fn sampling_runtime(
+    from: &Checkpoint,
+    run: &StageRun,
+    threads: usize,
+    episodes: usize,
+) -> Result<LoadedPolicy, TrainError> {
+    let path = run.folder().join("sampling-F32.gguf");
+    let provenance = Provenance::of("fsq", from, &[], None)?;
+    let encoded = fsq_quantizer::quantize(from, &[], &Plan::new(Mix::F32), None, &provenance, &path, &mut |_, _| ())?;
+    encoded.draft.publish()?;
+    let options = DecoderOptions {
+        threads,
+        context_tokens: CONTEXT_TOKENS,
+        kv: KvFormat::F16,
+        // Reading what is stated forks each sequence.
+        max_sequences: 2 * episodes,
+    };
+    Ok(LoadedPolicy::load(&Gguf::open(&path)?, options)?)
+}
+
+fn sample(episode: &Episode) -> Option<Sample> {
+    let first = episode.steps.first()?;
+    let stated = first.stated().map_or(0.0, |it| it.value());
+    let outcome = f64::from(u8::from(episode.success));
+    Some(Sample {
+        well_formed: episode.steps.iter().all(|it| it.well_formed(Format::Foresight)),
+        distribution: first.distribution.clone(),
+        reward: outcome - (stated - outcome).powi(2),
+        success: episode.success,
+    })
+}
+
+/// An average that forgets: one batch alone is too small to judge ranking by.
+fn smoothed(before: Option<f64>, now: Option<f64>) -> Option<f64> {
+    match (before, now) {
+        (Some(before), Some(now)) => Some(0.8 * before + 0.2 * now),
+        (before, now) => before.or(now),
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0.0), |(sum, n), it| (sum + it, n + 1.0));
+    if n > 0.0 { sum / n } else { 0.0 }
+}
+
+/// A group's rewards and stated probabilities, by rollout and step.
+struct Rewards {
+    world_model: Vec<Vec<f32>>,
+    stated: Vec<Vec<Option<f32>>>,
+    outcome: Vec<f32>,
+    /// Of all steps, for steps that hardly anyone reached.
+    by_step: HashMap<usize, Vec<f32>>,
+}
+
+impl Rewards {
+    fn of(group: &Group, fidelity_weight: f32) -> Self {
+        let mut rewards =
+            Self { world_model: Vec::new(), stated: Vec::new(), outcome: Vec::new(), by_step: HashMap::new() };
+        for episode in group {
+            let outcome = f32::from(u8::from(episode.success));
+            let mut of_steps = Vec::new();
+            let mut stated = Vec::new();
+            for (t, step) in episode.steps.iter().enumerate() {
+                #[expect(clippy::cast_possible_truncation, reason = "a probability")]
+                let q = step.stated().map(|it| it.value() as f32);
+                let truths: Vec<f64> = step.fidelity.iter().flatten().map(|it| f64::from(u8::from(*it))).collect();
+                #[expect(clippy::cast_possible_truncation, reason = "a share")]
+                let fidelity = mean(truths.into_iter()) as f32;
+                let reward = q.map_or(-1.0, |q| outcome - (q - outcome).powi(2) + fidelity_weight * fidelity);
+                rewards.by_step.entry(t).or_default().push(reward);
+                of_steps.push(reward);
+                stated.push(q);
+            }
+            let broken = episode.steps.iter().any(|it| it.fault.is_some());
+            rewards.outcome.push(outcome - if broken { 0.1 } else { 0.0 });
+            rewards.world_model.push(of_steps);
+            rewards.stated.push(stated);
+        }
+        rewards
+    }
+
+    /// Reward minus the mean of the other rollouts' at the same step; of all their steps where fewer than two reach it.
+    fn world_model_advantage(&self, index: usize, t: usize) -> f32 {
+        let own = self.world_model[index][t];
+        let peers = &self.by_step[&t];
+        let (sum, n) = if peers.len() > 2 {
+            (peers.iter().sum::<f32>() - own, peers.len() - 1)
+        } else {
+            let others = self.world_model.iter().enumerate().filter(|(it, _)| *it != index).flat_map(|(_, it)| it);
+            others.fold((0.0, 0), |(sum, n), it| (sum + it, n + 1))
+        };
+        if n == 0 { 0.0 } else { own - sum / to_f32(n) }
+    }
+
+    fn outcome_advantage(&self, index: usize) -> f32 {
+        let others = self.outcome.len() - 1;
+        if others == 0 {
+            return 0.0;
+        }
+        self.outcome[index] - (self.outcome.iter().sum::<f32>() - self.outcome[index]) / to_f32(others)
+    }
+
+    /// How much more this rollout states than its peers at the same step, in floored deviations.
+    fn signal(&self, index: usize, t: usize) -> f32 {
+        const DEVIATION_MIN: f32 = 0.1;
+        let Some(own) = self.stated[index][t] else { return 0.0 };
+        let peers: Vec<f32> = self.stated.iter().filter_map(|it| *it.get(t)?).collect();
+        let n = to_f32(peers.len());
+        let mean = peers.iter().sum::<f32>() / n;
+        let deviation = (peers.iter().map(|it| (it - mean).powi(2)).sum::<f32>() / n).sqrt();
+        ((own - mean) / deviation.max(DEVIATION_MIN)).clamp(-2.0, 2.0)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^24")]
+fn to_f32(count: usize) -> f32 {
+    count as f32
+}

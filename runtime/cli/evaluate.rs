@@ -1,0 +1,319 @@
+//! `fsq eval`: a file's episodes in an environment, and the numbers that they give.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use fsq_calibrate::gates::EpisodeRecord;
+use fsq_calibrate::intervals::{Interval, wilson};
+use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
+use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
+use fsq_gguf::{Gguf, Value};
+use fsq_model::{DecoderOptions, KvFormat, LoadedPolicy};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Outcome;
+use crate::progress::Progress;
+use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, StepFormat};
+use crate::{Globals, output};
+
+/// Episodes in one batch: enough to keep every kernel busy, few enough for a small machine's caches.
+const BATCH: usize = 96;
+/// Longest turn.
+const TURN_TOKENS_MAX: usize = 96;
+/// Longest conversation.
+const CONTEXT_TOKENS: usize = 512;
+/// Bins of a reliability curve.
+const BINS: usize = 10;
+/// Confidence of every interval.
+const CONFIDENCE: f64 = 0.95;
+
+/// Arguments of `fsq eval`.
+#[derive(Args)]
+pub(crate) struct EvalArguments {
+    /// A GGUF file
+    file: PathBuf,
+    /// The environment
+    #[arg(long, value_enum)]
+    environment: World,
+    /// Episodes
+    #[arg(long, short = 'n', default_value_t = 400)]
+    episodes: usize,
+    /// The tasks' split
+    #[arg(long, value_enum, default_value_t = Tasks::Test)]
+    split: Tasks,
+    /// Seed of the tasks
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// The policy writes plain actions, without foresight
+    #[arg(long)]
+    plain: bool,
+    /// Print so many episodes
+    #[arg(long, default_value_t = 0)]
+    show: usize,
+}
+
+/// The environments by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum World {
+    /// Join three numbers until the goal is left
+    Countdown,
+    /// Follow relations through a corpus that only answers searches
+    Dochop,
+}
+
+/// The splits by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tasks {
+    Train,
+    Calibration,
+    Test,
+}
+
+impl World {
+    /// Both, in the order of reports.
+    pub(crate) const ALL: [Self; 2] = [Self::Countdown, Self::Dochop];
+
+    /// As commands and reports name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Countdown => Countdown::NAME,
+            Self::Dochop => DocHop::NAME,
+        }
+    }
+}
+
+/// What to play.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) world: World,
+    pub(crate) split: Split,
+    pub(crate) episodes: usize,
+    pub(crate) seed: u64,
+    pub(crate) temperature: f32,
+    pub(crate) format: Format,
+}
+
+/// What was played, as the gates read it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Played {
+    pub(crate) environment: String,
+    pub(crate) plain: bool,
+    pub(crate) horizon: usize,
+    pub(crate) records: Vec<EpisodeRecord>,
+    pub(crate) tokens_per_s: f64,
+}
+
+/// Runs the command.
+pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::Result<Outcome> {
+    let split = match arguments.split {
+        Tasks::Train => Split::Train,
+        Tasks::Calibration => Split::Calibration,
+        Tasks::Test => Split::Test,
+    };
+    let plan = Plan {
+        world: arguments.environment,
+        split,
+        episodes: arguments.episodes,
+        seed: arguments.seed,
+        temperature: arguments.temperature,
+        format: if arguments.plain { Format::Plain } else { Format::Foresight },
+    };
+    let progress = Progress::new();
+    progress.stage(format!("episodes in {}", plan.world.name()), plan.episodes as u64);
+    let (played, episodes) = play_file(&arguments.file, &plan, globals.threads(), &mut |it| progress.set(it as u64))?;
+    progress.finish();
+    for episode in episodes.iter().take(arguments.show) {
+        show(episode);
+    }
+    let name = arguments.file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
+    let map = map_of(&Gguf::open(&arguments.file)?)?;
+    let row = row(&name, &played, map.as_ref(), std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
+    if globals.json {
+        output::print_json(&row)?
+    } else {
+        output::print(&text(&row))?
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(episode: &Episode) {
+    for step in &episode.steps {
+        let stated = step.stated().map_or(String::new(), |it| format!("   [states {:.3}]", it.value()));
+        eprintln!("> {}\n{}{stated}", step.observation, step.text);
+        if let Some(fault) = &step.fault {
+            eprintln!("! {fault}");
+        }
+    }
+    eprintln!("> {}   [{}]\n", episode.last_observation, if episode.success { "success" } else { "failure" });
+}
+
+/// The recalibration map in a file.
+pub(crate) fn map_of(gguf: &Gguf) -> anyhow::Result<Option<RecalibrationMap>> {
+    let pairs = gguf.metadata().iter().filter_map(|(key, value)| match value {
+        Value::String(text) => Some((key, text.as_str())),
+        _ => None,
+    });
+    Ok(RecalibrationMap::from_pairs(pairs)?)
+}
+
+/// Plays a file's policy.
+pub(crate) fn play_file(
+    file: &Path,
+    plan: &Plan,
+    threads: usize,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
+    let gguf = Gguf::open(file)?;
+    let options =
+        DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: KvFormat::F16, max_sequences: 2 * BATCH };
+    let mut policy = LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())?;
+    match plan.world {
+        World::Countdown => play_in(&Countdown, &mut policy, plan, progress),
+        World::Dochop => play_in(&DocHop, &mut policy, plan, progress),
+    }
+}
+
+fn play_in<E: Environment>(
+    world: &E,
+    policy: &mut LoadedPolicy,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
+    let tasks = world.tasks(plan.split, plan.seed, plan.episodes);
+    let options = PlayOptions {
+        format: plan.format,
+        temperature: plan.temperature,
+        seed: plan.seed,
+        turn_tokens_max: TURN_TOKENS_MAX,
+        batch: BATCH,
+        adapter: None,
+    };
+    let LoadedPolicy { decoder, tokenizer, template } = policy;
+    let protocol = Protocol::new(tokenizer, template);
+    let begun = Instant::now();
+    let episodes = play(world, &tasks, decoder, &protocol, &options, progress)?;
+    let tokens: usize = episodes.iter().flat_map(|it| &it.steps).map(|it| it.tokens.len()).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a rate to three digits")]
+    let tokens_per_s = tokens as f64 / begun.elapsed().as_secs_f64();
+    let played = Played {
+        environment: E::NAME.into(),
+        plain: plan.format == Format::Plain,
+        horizon: E::HORIZON,
+        records: records(&episodes, plan.format, E::HORIZON),
+        tokens_per_s,
+    };
+    Ok((played, episodes))
+}
+
+/// The forecasts of some records: what was stated, or its estimate under a map.
+pub(crate) fn forecasts(records: &[EpisodeRecord], map: Option<&RecalibrationMap>) -> Vec<Forecast> {
+    let forecast = |it: &EpisodeRecord| {
+        let stated = it.stated?;
+        Some(match map {
+            Some(map) => Forecast::of_estimate(map.apply(stated), it.success, it.task),
+            None => Forecast::of_stated(stated, it.success, it.task),
+        })
+    };
+    records.iter().filter_map(forecast).collect()
+}
+
+/// One row of a report.
+pub(crate) fn row(policy: &str, played: &Played, map: Option<&RecalibrationMap>, file_bytes: Option<u64>) -> Row {
+    let records = &played.records;
+    let stated = forecasts(records, None);
+    let (metrics, around) = (Metrics::of(&stated), intervals(&stated, &Bootstrap::REPORT));
+    let sum = |of: fn(&EpisodeRecord) -> u32| records.iter().map(|it| u64::from(of(it))).sum::<u64>();
+    let curve = reliability_curve(&stated, BINS).into_iter().map(|it| ReliabilityPoint {
+        stated_mean: it.probability_mean,
+        observed: it.observed,
+        low: it.band.map_or(0.0, |it| it.low),
+        high: it.band.map_or(1.0, |it| it.high),
+        n: it.n,
+    });
+    let successes = records.iter().filter(|it| it.success).count();
+    let share = |k, n| share(k, n).unwrap_or(Measured { value: 0.0, low: 0.0, high: 1.0 });
+    Row {
+        policy: policy.into(),
+        environment: played.environment.clone(),
+        n: records.len(),
+        format: if played.plain { StepFormat::Plain } else { StepFormat::Foresight },
+        adherence: self::share(sum(|it| it.steps_parsed), sum(|it| it.steps)),
+        fidelity: (0..played.horizon).map(|it| fidelity(played, it)).collect(),
+        success: share(successes as u64, records.len() as u64),
+        base_rate: metrics.base_rate.unwrap_or(0.0),
+        brier: measured(metrics.brier, around.brier),
+        brier_constant: metrics.brier_constant,
+        brier_skill: measured(metrics.brier_skill, around.brier_skill),
+        auroc: measured(metrics.auroc, around.auroc),
+        signed_gap: measured(metrics.signed_gap, around.signed_gap),
+        estimate: map.map(|it| estimate(records, it)),
+        reliability: curve.collect(),
+        tokens_per_s: played.tokens_per_s,
+        file_bytes,
+    }
+}
+
+fn estimate(records: &[EpisodeRecord], map: &RecalibrationMap) -> EstimateMetrics {
+    let estimates = forecasts(records, Some(map));
+    let metrics = Metrics::of(&estimates);
+    let around: MetricIntervals = intervals(&estimates, &Bootstrap::REPORT);
+    EstimateMetrics {
+        brier: measured(metrics.brier, around.brier),
+        brier_skill: measured(metrics.brier_skill, around.brier_skill),
+        auroc: measured(metrics.auroc, around.auroc),
+        signed_gap: measured(metrics.signed_gap, around.signed_gap),
+    }
+}
+
+/// Share of first rollouts whose state at a horizon came true; nothing where the policy does not imagine.
+fn fidelity(played: &Played, horizon: usize) -> Option<Measured> {
+    if played.plain {
+        return None;
+    }
+    let truths: Vec<f64> = played.records.iter().filter_map(|it| it.fidelity.get(horizon).copied().flatten()).collect();
+    share(truths.iter().filter(|it| **it > 0.5).count() as u64, truths.len() as u64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn share(k: u64, n: u64) -> Option<Measured> {
+    let around = wilson(k, n, CONFIDENCE)?;
+    Some(Measured { value: k as f64 / n as f64, low: around.low, high: around.high })
+}
+
+fn measured(value: Option<f64>, around: Option<Interval>) -> Option<Measured> {
+    let (value, around) = (value?, around?);
+    Some(Measured { value, low: around.low, high: around.high })
+}
+
+fn text(row: &Row) -> String {
+    let shown = |name: &str, it: &Option<Measured>| match it {
+        Some(it) => format!("{name:<22} {:>7.3}  [{:.3}, {:.3}]\n", it.value, it.low, it.high),
+        None => format!("{name:<22} not defined\n"),
+    };
+    let mut text =
+        format!("{} in {}, {} episodes, {:.0} tokens/s\n", row.policy, row.environment, row.n, row.tokens_per_s);
+    text += &shown("success", &Some(row.success));
+    text += &shown("format adherence", &row.adherence);
+    for (index, it) in row.fidelity.iter().enumerate() {
+        text += &shown(&format!("fidelity at {}", index + 1), it);
+    }
+    text += &shown("Brier", &row.brier);
+    text += &format!("{:<22} {:>7.3}\n", "Brier of base rate", row.brier_constant.unwrap_or(f64::NAN));
+    text += &shown("Brier skill", &row.brier_skill);
+    text += &shown("AUROC", &row.auroc);
+    text += &shown("signed gap", &row.signed_gap);
+    if let Some(estimate) = &row.estimate {
+        text += "after the file's recalibration map:\n";
+        text += &shown("Brier", &estimate.brier);
+        text += &shown("Brier skill", &estimate.brier_skill);
+        text += &shown("signed gap", &estimate.signed_gap);
+    }
+    text
+}

@@ -1,0 +1,31 @@
+//! A policy from a GGUF file, ready to run: for the commands that generate or score.
+
+use std::path::Path;
+
+use anyhow::Context;
+use fsq_checkpoint::Adapter;
+use fsq_gguf::Gguf;
+use fsq_kernels::Cpu;
+use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer};
+
+use crate::Globals;
+
+/// The place of the one adapter that a command can name.
+pub(crate) const ADAPTER: AdapterId = AdapterId(0);
+
+/// The tokenizer of a file.
+pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {
+    Tokenizer::from_gguf(gguf).with_context(|| gguf.path().display().to_string())
+}
+
+/// A decoder of one sequence of at most `context_tokens`.
+pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize) -> anyhow::Result<Decoder<Cpu>> {
+    let options = DecoderOptions { threads: globals.threads(), context_tokens, kv: KvFormat::F16, max_sequences: 1 };
+    Decoder::load(gguf, options).with_context(|| gguf.path().display().to_string())
+}
+
+/// Puts the adapter of a folder in [`ADAPTER`].
+pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, folder: &Path) -> anyhow::Result<()> {
+    let adapter = Adapter::open(folder)?;
+    decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| folder.display().to_string())
+}

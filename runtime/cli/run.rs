@@ -1,0 +1,135 @@
+//! `fsq run`: generates from a GGUF file in the terminal.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use fsq_gguf::Gguf;
+use fsq_kernels::Cpu;
+use fsq_model::{
+    Decoder, Engine, EngineEvent, EngineOptions, Finish, Request, Sampling, Special, TextStream, TokenId, Tokenizer,
+};
+use serde::Serialize;
+
+use crate::failure::{Outcome, Refusal};
+use crate::{Globals, output, policy};
+
+/// Tokens of one forward pass while the prompt is read in.
+const BATCH_TOKENS: usize = 512;
+
+/// Arguments of `fsq run`.
+#[derive(Args)]
+pub(crate) struct RunArguments {
+    /// A GGUF file
+    file: PathBuf,
+    /// What comes before the generated text
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Read the texts of special tokens in the prompt, such as `<|user|>`, as those tokens
+    #[arg(long)]
+    special: bool,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long = "max-tokens", value_name = "N", default_value_t = 128)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    n: u32,
+    /// 0 takes the most probable token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    temperature: f32,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// An adapter in PEFT layout, applied while running
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Go on after tokens that end a text
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let temperature = text.parse::<f32>().ok().filter(|it| (0.0..=100.0).contains(it));
+    temperature.ok_or_else(|| "expected a number from 0 to 100".into())
+}
+
+/// What `--json` prints. The shape is stable.
+#[derive(Serialize)]
+struct Document {
+    text: String,
+    /// Without the token that ended the text.
+    token_ids: Vec<TokenId>,
+    prompt_token_ids: Vec<TokenId>,
+    /// `stop`: a token that ends a text; `length`: as many tokens as allowed, or the context is full.
+    finish_reason: &'static str,
+}
+
+/// Runs the command.
+pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Result<Outcome> {
+    let gguf = Gguf::open(&arguments.file)?;
+    let tokenizer = policy::tokenizer(&gguf)?;
+    let prompt = prompt(&tokenizer, arguments);
+    if prompt.is_empty() {
+        return Err(Refusal::new("--prompt: expected some text, found none").into());
+    }
+    let n = arguments.n as usize;
+    let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n))?;
+    drop(gguf);
+    let mut sampling = Sampling::greedy();
+    (sampling.temperature, sampling.seed) = (arguments.temperature, arguments.seed);
+    let mut request = Request::new(prompt, n, sampling);
+    if !arguments.ignore_eos {
+        request.stop = tokenizer.ends().to_vec();
+    }
+    if let Some(folder) = &arguments.adapter {
+        policy::adapt(&mut decoder, folder)?;
+        request.adapter = Some(policy::ADAPTER);
+    }
+    let document = generate(decoder, &tokenizer, request, !globals.json)?;
+    if globals.json {
+        output::print_json(&document)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn prompt(tokenizer: &Tokenizer, arguments: &RunArguments) -> Vec<TokenId> {
+    let special = if arguments.special { Special::Parse } else { Special::Escape };
+    let mut prompt = tokenizer.encode(&arguments.prompt, special);
+    if let Some(bos) = tokenizer.bos().filter(|it| tokenizer.adds_bos() && prompt.first() != Some(it)) {
+        prompt.insert(0, bos);
+    }
+    prompt
+}
+
+/// Generates, and shows the text as it comes if asked to.
+fn generate(decoder: Decoder<Cpu>, tokenizer: &Tokenizer, request: Request, show: bool) -> anyhow::Result<Document> {
+    let mut engine = Engine::new(decoder, EngineOptions { running_max: 1, batch_tokens_max: BATCH_TOKENS });
+    let prompt_token_ids = request.prompt.clone();
+    engine.submit(request)?;
+    let (mut token_ids, mut reason) = (Vec::new(), Finish::Length);
+    let (mut stream, mut text) = (TextStream::default(), String::new());
+    while !engine.is_idle() {
+        for event in engine.step()? {
+            let (token, finish) = match event {
+                EngineEvent::Token { token, finish, .. } => (token, finish),
+                EngineEvent::Failed { error, .. } => return Err(error.into()),
+            };
+            reason = finish.unwrap_or(reason);
+            if finish == Some(Finish::Stop) {
+                continue;
+            }
+            token_ids.push(token);
+            let piece = stream.push(tokenizer, token);
+            if show {
+                output::print(&piece)?;
+            }
+            text += &piece;
+        }
+    }
+    let rest = stream.finish();
+    if show {
+        output::print(&(rest.clone() + "\n"))?;
+    }
+    let finish_reason = match reason {
+        Finish::Stop => "stop",
+        Finish::Length | Finish::Context => "length",
+    };
+    Ok(Document { text: text + &rest, token_ids, prompt_token_ids, finish_reason })
+}

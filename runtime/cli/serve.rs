@@ -1,0 +1,166 @@
+//! `fsq serve`: a GGUF file over HTTP. What the file says of itself is read here; the server knows no files.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::Globals;
+use crate::failure::Outcome;
+
+/// Arguments of `fsq serve`.
+#[derive(Args)]
+pub(crate) struct ServeArguments {
+    /// A GGUF file
+    file: PathBuf,
+    /// Address and port to listen on; port 0 takes any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Keep predictions and outcomes in this file, over restarts
+    #[arg(long, value_name = "FILE")]
+    outcomes: Option<PathBuf>,
+    /// Tokens of prompt and answer together at most [default: what the policy was trained for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    context: Option<u32>,
+    /// Sequences of that length that fit beside each other
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    sequences: u16,
+}
+
+#[cfg(feature = "serve")]
+pub(crate) use enabled::execute;
+#[cfg(all(feature = "serve", feature = "train"))]
+pub(crate) use enabled::start;
+
+/// Says how to get a build that serves.
+#[cfg(not(feature = "serve"))]
+pub(crate) fn execute(_globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
+    let ServeArguments { file, listen, .. } = arguments;
+    let message = format!("serve {} on {listen}: serving is not in this build", file.display());
+    let refusal = crate::failure::Refusal::new(message);
+    Err(refusal.hint("build with `cargo build --release --features serve`").into())
+}
+
+#[cfg(feature = "serve")]
+mod enabled {
+    //! The command in builds that serve.
+
+    #[cfg(feature = "train")]
+    use std::path::Path;
+
+    use anyhow::Context;
+    use fsq_calibrate::gates::Confidence;
+    use fsq_calibrate::recalibration::RecalibrationMap;
+    use fsq_gguf::{Gguf, Metadata};
+    use fsq_kernels::Cpu;
+    use fsq_model::{ChatTemplate, Decoder, DecoderOptions, KvFormat, TokenId, Tokenizer};
+    use fsq_server::{GateFacts, Options, Policy, PolicyFacts, Server};
+
+    use super::ServeArguments;
+    use crate::failure::{Outcome, Refusal};
+    use crate::output::{self, hex};
+    use crate::{Globals, policy};
+
+    /// Sequences of full length that fit beside each other, for callers that do not say.
+    #[cfg(feature = "train")]
+    const SEQUENCES: usize = 16;
+
+    /// Runs the command: serves until the process is asked to end.
+    pub(crate) fn execute(globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
+        let gguf = Gguf::open(&arguments.file)?;
+        let context = arguments.context.map_or(usize::MAX, |it| it as usize);
+        let policy = policy(globals.threads(), &gguf, context, usize::from(arguments.sequences))?;
+        drop(gguf);
+        let line = described(&policy);
+        let mut options = Options::loopback(arguments.listen.port());
+        options.address = arguments.listen;
+        options.outcomes.clone_from(&arguments.outcomes);
+        let server = Server::start(policy, options)?;
+        let address = server.address();
+        if globals.json {
+            // One line, so that a script can read it while the server runs on.
+            output::print(&format!("{}\n", serde_json::json!({"url": format!("http://{address}")})))?;
+        } else {
+            output::print(&format!("{line}\nlistening on http://{address}, Ctrl-C stops\n"))?;
+        }
+        server.run_until_signal()?;
+        Ok(Outcome::Done)
+    }
+
+    /// Serves a file on this machine only, with outcomes in memory, until the server is stopped; port 0 takes any
+    /// free one.
+    #[cfg(feature = "train")]
+    pub(crate) fn start(file: &Path, threads: usize, port: u16) -> anyhow::Result<Server> {
+        let gguf = Gguf::open(file)?;
+        Ok(Server::start(policy(threads, &gguf, usize::MAX, SEQUENCES)?, Options::loopback(port))?)
+    }
+
+    /// A policy as the server takes it, with everything that its file says of it.
+    fn policy(
+        threads: usize,
+        gguf: &Gguf,
+        context_tokens: usize,
+        max_sequences: usize,
+    ) -> anyhow::Result<Policy<Decoder<Cpu>>> {
+        let file = || gguf.path().display().to_string();
+        let tokenizer = policy::tokenizer(gguf)?;
+        let options = DecoderOptions { threads, context_tokens, kv: KvFormat::F16, max_sequences };
+        let fields = gguf.metadata();
+        let source = fields.str("tokenizer.chat_template");
+        let source = source.ok_or_else(|| {
+            let refusal = Refusal::new(format!("{}: metadata `tokenizer.chat_template` is absent", file()));
+            refusal.hint("put `chat_template.jinja` into the checkpoint and quantize it again")
+        })?;
+        let template =
+            ChatTemplate::new(source, &text_of(&tokenizer, tokenizer.bos()), &text_of(&tokenizer, tokenizer.eos()));
+        let pairs = fields.iter().filter_map(|(key, _)| Some((key, fields.str(key)?)));
+        Ok(Policy {
+            decoder: Decoder::load(gguf, options).with_context(file)?,
+            template: template.with_context(file)?,
+            tokenizer,
+            recalibration: RecalibrationMap::from_pairs(pairs)
+                .with_context(file)?
+                .unwrap_or_else(RecalibrationMap::identity),
+            facts: facts(gguf, fields)?,
+        })
+    }
+
+    fn text_of(tokenizer: &Tokenizer, token: Option<TokenId>) -> String {
+        let bytes = token.and_then(|it| tokenizer.token_bytes(it)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    fn facts(gguf: &Gguf, fields: &Metadata) -> anyhow::Result<PolicyFacts> {
+        let confidence = match fields.str("fsq.gate.confidence") {
+            None => None,
+            Some("usable") => Some(Confidence::Usable),
+            Some("unusable") => Some(Confidence::Unusable),
+            Some(found) => {
+                let file = gguf.path().display();
+                let message =
+                    format!("{file}: metadata `fsq.gate.confidence`: expected usable or unusable, found {found:?}");
+                return Err(Refusal::new(message).into());
+            }
+        };
+        let gate = fields.str("fsq.gate.verdict").zip(fields.str("fsq.gate.profile"));
+        let stem = || gguf.path().file_stem().map(|it| it.to_string_lossy().into_owned());
+        Ok(PolicyFacts {
+            name: fields.str("general.name").map(str::to_owned).or_else(stem).unwrap_or_else(|| "policy".into()),
+            digest: hex(&gguf.data_sha256()),
+            confidence,
+            gate: gate.map(|(verdict, profile)| GateFacts { verdict: verdict.into(), profile: profile.into() }),
+        })
+    }
+
+    /// What is served, in a line.
+    fn described(policy: &Policy<Decoder<Cpu>>) -> String {
+        let facts = &policy.facts;
+        let gate = facts.gate.as_ref().map_or_else(
+            || "never judged by gates".to_owned(),
+            |it| format!("gates of profile {}: {}", it.profile, it.verdict),
+        );
+        let map = policy.recalibration.family().name();
+        let path = policy.decoder.backend().path();
+        format!("{}: {gate}; recalibration map {map}; on the processor ({path})", facts.name)
+    }
+}

@@ -1,0 +1,10 @@
+//! The server as its clients see it, over loopback, with a scripted decoder in place of a policy.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod chat;
+mod client;
+mod foresight;
+mod hostile;
+mod lifecycle;
+mod reading;
+mod scripted;
