@@ -87,11 +87,10 @@ pub(crate) fn execute(globals: &Globals, arguments: &DemoArguments) -> anyhow::R
     let mut recipe = Recipe::parse(text)?;
     recipe.seed = arguments.seed.unwrap_or(recipe.seed);
     output::make_folder(&arguments.out)?;
-    check_settings(&arguments.out, &Settings {
-        tool_version: env!("CARGO_PKG_VERSION").into(),
-        seed: recipe.seed,
-        quick: arguments.quick,
-    })?;
+    check_settings(
+        &arguments.out,
+        &Settings { tool_version: env!("CARGO_PKG_VERSION").into(), seed: recipe.seed, quick: arguments.quick },
+    )?;
     let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let progress = Progress::new();
     let demo = pipeline::Demo {

@@ -156,6 +156,14 @@ fn is_input_error(cause: &(dyn Error + 'static)) -> bool {
             Some(_) => return true,
         }
     }
+    #[cfg(feature = "train")]
+    {
+        use fsq_trainer::TrainError;
+        match cause.downcast_ref() {
+            Some(TrainError::Graph(_) | TrainError::NotFinite { .. } | TrainError::NoGradient(_)) | None => {}
+            Some(_) => return true,
+        }
+    }
     cause.is::<Refusal>()
         || cause.is::<GgufError>()
         || cause.is::<CheckpointError>()

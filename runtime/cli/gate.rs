@@ -64,7 +64,11 @@ pub(crate) fn execute(globals: &Globals, arguments: &GateArguments) -> anyhow::R
     let [reference, candidate] = &sides[..] else { return Err(anyhow::anyhow!("two sides were played")) };
     let reports = judge_worlds((&reference.1, reference.2.as_ref()), (&candidate.1, candidate.2.as_ref()), &profile)?;
     let runs = gate_runs(&reference.0, &candidate.0, &reports)?;
-    if globals.json { output::print_json(&runs)? } else { output::print(&text(&reports))? }
+    if globals.json {
+        output::print_json(&runs)?
+    } else {
+        output::print(&text(&reports))?
+    }
     Ok(outcome_of(reports.iter().map(|it| it.1.verdict())))
 }
 

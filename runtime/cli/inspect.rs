@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::failure::Outcome;
 use crate::output::{bytes_text, columns, hex};
-use crate::{Globals, output};
+use crate::{Globals, output, policy};
 
 /// Array entries shown unless `--all`.
 const ARRAY_ENTRIES_MAX: usize = 8;
@@ -60,7 +60,7 @@ struct Tensor<'a> {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &InspectArguments) -> anyhow::Result<Outcome> {
-    let gguf = Gguf::open(&arguments.file)?;
+    let gguf = policy::open(&arguments.file)?;
     if globals.json {
         output::print_json(&document(&gguf, arguments.all))?;
     } else {

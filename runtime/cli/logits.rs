@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use fsq_gguf::Gguf;
 use fsq_model::{LogitsFor, Step, TokenId};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -37,7 +36,7 @@ struct Document {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &LogitsArguments) -> anyhow::Result<Outcome> {
-    let gguf = Gguf::open(&arguments.file)?;
+    let gguf = policy::open(&arguments.file)?;
     let mut decoder = policy::decoder(globals, &gguf, arguments.tokens.len())?;
     drop(gguf);
     let sequence = decoder.open_sequence();

@@ -9,6 +9,8 @@ mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
 mod gate;
+#[cfg(feature = "serve")]
+mod identity;
 mod inspect;
 mod logits;
 mod output;

@@ -9,9 +9,19 @@ use fsq_kernels::Cpu;
 use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer};
 
 use crate::Globals;
+use crate::failure::Refusal;
 
 /// The place of the one adapter that a command can name.
 pub(crate) const ADAPTER: AdapterId = AdapterId(0);
+
+/// Opens a GGUF file.
+pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
+    if path.is_dir() {
+        let refusal = Refusal::new(format!("{}: expected a GGUF file, found a folder", path.display()));
+        return Err(refusal.hint("`fsq quantize` makes GGUF files from checkpoint folders").into());
+    }
+    Ok(Gguf::open(path)?)
+}
 
 /// The tokenizer of a file.
 pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {

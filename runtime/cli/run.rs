@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
 use fsq_model::{
     Decoder, Engine, EngineEvent, EngineOptions, Finish, Request, Sampling, Special, TextStream, TokenId, Tokenizer,
@@ -63,7 +62,7 @@ struct Document {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Result<Outcome> {
-    let gguf = Gguf::open(&arguments.file)?;
+    let gguf = policy::open(&arguments.file)?;
     let tokenizer = policy::tokenizer(&gguf)?;
     let prompt = prompt(&tokenizer, arguments);
     if prompt.is_empty() {

@@ -5,9 +5,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::Globals;
-use crate::failure::Outcome;
-
 /// Arguments of `fsq serve`.
 #[derive(Args)]
 pub(crate) struct ServeArguments {
@@ -34,7 +31,10 @@ pub(crate) use enabled::start;
 
 /// Says how to get a build that serves.
 #[cfg(not(feature = "serve"))]
-pub(crate) fn execute(_globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
+pub(crate) fn execute(
+    _globals: &crate::Globals,
+    arguments: &ServeArguments,
+) -> anyhow::Result<crate::failure::Outcome> {
     let ServeArguments { file, listen, .. } = arguments;
     let message = format!("serve {} on {listen}: serving is not in this build", file.display());
     let refusal = crate::failure::Refusal::new(message);
@@ -59,7 +59,7 @@ mod enabled {
     use super::ServeArguments;
     use crate::failure::{Outcome, Refusal};
     use crate::output::{self, hex};
-    use crate::{Globals, policy};
+    use crate::{Globals, identity, policy};
 
     /// Sequences of full length that fit beside each other, for callers that do not say.
     #[cfg(feature = "train")]
@@ -67,7 +67,7 @@ mod enabled {
 
     /// Runs the command: serves until the process is asked to end.
     pub(crate) fn execute(globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
-        let gguf = Gguf::open(&arguments.file)?;
+        let gguf = policy::open(&arguments.file)?;
         let context = arguments.context.map_or(usize::MAX, |it| it as usize);
         let policy = policy(globals.threads(), &gguf, context, usize::from(arguments.sequences))?;
         drop(gguf);
@@ -91,7 +91,7 @@ mod enabled {
     /// free one.
     #[cfg(feature = "train")]
     pub(crate) fn start(file: &Path, threads: usize, port: u16) -> anyhow::Result<Server> {
-        let gguf = Gguf::open(file)?;
+        let gguf = policy::open(file)?;
         Ok(Server::start(policy(threads, &gguf, usize::MAX, SEQUENCES)?, Options::loopback(port))?)
     }
 
@@ -103,6 +103,7 @@ mod enabled {
         max_sequences: usize,
     ) -> anyhow::Result<Policy<Decoder<Cpu>>> {
         let file = || gguf.path().display().to_string();
+        identity::check(gguf)?;
         let tokenizer = policy::tokenizer(gguf)?;
         let options = DecoderOptions { threads, context_tokens, kv: KvFormat::F16, max_sequences };
         let fields = gguf.metadata();

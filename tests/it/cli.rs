@@ -1,17 +1,13 @@
 //! The command as a user meets it: what it prints, what it says of bad input, and its exit codes.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
+use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, tensor_names};
 use serde_json::Value;
 
+use crate::program::{BAD_INPUT, command, fsq, json, refused, text};
 use crate::tree::root;
-
-const BAD_INPUT: Option<i32> = Some(4);
-
-fn fsq(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fsq")).args(arguments).stdin(Stdio::null()).output().unwrap()
-}
 
 fn fixture() -> PathBuf {
     root().join("tests/fixtures/llama")
@@ -21,26 +17,60 @@ fn file() -> String {
     fixture().join("tiny-f32.gguf").to_str().unwrap().to_owned()
 }
 
-fn json(arguments: &[&str]) -> Value {
-    let output = fsq(arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+/// A small random policy whose tokenizer has a token for each byte, so that it can write any text.
+fn write_checkpoint(path: &Path) {
+    let dimensions = Dimensions {
+        architecture: Architecture::Llama,
+        n_layers: 2,
+        hidden: 64,
+        intermediate: 128,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 16,
+        vocab: 258,
+        context: 128,
+        rms_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tied: true,
+    };
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(fixture().join("tokenizer.json")).unwrap()).unwrap();
+    let is_printable = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let others: Vec<u8> = (0..=255).filter(|it| !is_printable(*it)).collect();
+    // The alphabet of byte-level tokenizers: printable bytes for themselves, the others from U+0100 on.
+    let letter = |byte: u8| others.iter().position(|it| *it == byte).map_or(u32::from(byte), |it| 0x100 + it as u32);
+    let words = (0..=255u8).map(|byte| (char::from_u32(letter(byte)).unwrap().to_string(), byte.into()));
+    tokenizer["model"]["vocab"] = words.collect::<serde_json::Map<String, Value>>().into();
+    tokenizer["model"]["merges"] = Value::Array(Vec::new());
+    let mut added = tokenizer["added_tokens"][0].clone();
+    let named = [("<|bos|>", 256), ("<|end|>", 257)].map(|(content, id)| {
+        (added["content"], added["id"]) = (content.into(), id.into());
+        added.clone()
+    });
+    tokenizer["added_tokens"] = named.into();
+    let like = CheckpointFiles {
+        config: "".into(),
+        weights: (&[] as &[u8]).into(),
+        tokenizer: tokenizer.to_string().into(),
+        chat_template: None,
+    };
+    let tensors: Vec<NamedTensor<'_>> = tensor_names(&dimensions)
+        .into_iter()
+        .map(|it| {
+            let n: usize = it.shape.iter().product();
+            let values: Vec<f32> = (0..n).map(|index| ((index * 7919 + n) % 1009) as f32 / 1009.0 - 0.5).collect();
+            NamedTensor { name: it.hf, shape: it.shape, values: values.into() }
+        })
+        .collect();
+    Checkpoint::write(path, &like, &dimensions, (256, 257), StoredType::F32, &tensors).unwrap();
 }
 
-/// Bad input ends with 4, says nothing on standard output and one line beginning with `error: ` elsewhere.
-#[track_caller]
-fn refused(arguments: &[&str], expected: &str) {
-    let output = fsq(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), BAD_INPUT, "{errors}");
-    assert!(output.stdout.is_empty());
-    let line = errors.lines().find(|it| it.starts_with("error: ")).unwrap_or_else(|| panic!("{errors}"));
-    assert!(line.contains(expected), "expected `{expected}` in: {errors}");
-    assert!(errors.lines().all(|it| it.starts_with("error: ") || it.starts_with("hint: ")), "{errors}");
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+/// Quantizes a small policy to files named `tiny-...`, and returns the report.
+fn write_files(folder: &Path, formats: &str) -> Value {
+    let checkpoint = folder.join("checkpoint");
+    write_checkpoint(&checkpoint);
+    let out = folder.join("out");
+    json(&["quantize", text(&checkpoint), "--to", formats, "--out", text(&out), "--name", "tiny", "--json"])
 }
 
 #[test]
@@ -79,7 +109,7 @@ fn a_file_that_is_absent_or_damaged_is_named() {
         refused(&["run", text(&cut), "--prompt", "a"], "cut.gguf: ");
     }
     refused(&["inspect", text(&fixture().join("model.safetensors"))], "not a GGUF file");
-    refused(&["inspect", text(folder.path())], text(folder.path()));
+    refused(&["inspect", text(folder.path())], "expected a GGUF file, found a folder");
     refused(
         &["quantize", &file(), "--to", "q8_0", "--out", text(folder.path())],
         "expected a checkpoint, found a GGUF",
@@ -107,29 +137,19 @@ fn what_this_build_lacks_is_said() {
 
 #[test]
 fn run_prints_the_promised_shape() {
-    let file = file();
-    let arguments = ["run", &file, "--prompt", "hello", "-n", "8", "--temperature", "0", "--ignore-eos", "--json"];
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), "f32");
+    let file = folder.path().join("out/tiny-F32.gguf");
+    let file = text(&file);
+    let arguments = ["run", file, "--prompt", "hello", "-n", "8", "--temperature", "0", "--ignore-eos", "--json"];
     let document = json(&arguments);
     let keys: Vec<&String> = document.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["text", "token_ids", "prompt_token_ids", "finish_reason"]);
     assert_eq!(document["token_ids"].as_array().unwrap().len(), 8);
     assert_eq!(document["finish_reason"], "length");
     assert_eq!(document, json(&arguments));
-    let shown = fsq(&["run", &file, "--prompt", "hello", "-n", "8", "--ignore-eos"]);
+    let shown = fsq(&["run", file, "--prompt", "hello", "-n", "8", "--ignore-eos"]);
     assert_eq!(String::from_utf8(shown.stdout).unwrap(), format!("{}\n", document["text"].as_str().unwrap()));
-}
-
-#[test]
-fn run_repeats_what_other_programs_recorded() {
-    let recorded: Value = serde_json::from_slice(&std::fs::read(fixture().join("greedy.json")).unwrap()).unwrap();
-    for completion in recorded.as_array().unwrap() {
-        let expected = &completion["token_ids"];
-        let (n, file) = (expected.as_array().unwrap().len().to_string(), file());
-        let prompt = completion["text"].as_str().unwrap();
-        let found = json(&["run", &file, "--prompt", prompt, "--special", "-n", &n, "--ignore-eos", "--json"]);
-        assert_eq!(found["prompt_token_ids"], completion["prompt_token_ids"], "{prompt}");
-        assert_eq!(&found["token_ids"], expected, "{prompt}");
-    }
 }
 
 #[test]
@@ -154,9 +174,7 @@ fn logits_have_the_promised_shape() {
 fn quantize_writes_files_that_run_and_says_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let arguments =
-        ["quantize", text(&fixture()), "--to", "f16,q8_0,f16", "--out", text(&out), "--name", "tiny", "--json"];
-    let report = json(&arguments);
+    let report = write_files(folder.path(), "f16,q8_0,f16");
     let names: Vec<&str> = report["files"].as_array().unwrap().iter().map(|it| it["file"].as_str().unwrap()).collect();
     assert_eq!(names, ["tiny-F16.gguf", "tiny-Q8_0.gguf"]);
     let mut found: Vec<String> =
@@ -198,12 +216,8 @@ fn calibrate_measures_and_fits() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_error() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_fsq"))
-        .args(["inspect", "--all", &file()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command(&["inspect", "--all", &file()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

@@ -5,5 +5,10 @@ mod arrows;
 mod cli;
 mod docs;
 mod oracle;
+mod program;
+mod recorded;
+mod runtime;
 mod tidy;
+#[cfg(feature = "train")]
+mod training;
 mod tree;

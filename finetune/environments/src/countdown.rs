@@ -83,7 +83,7 @@ fn apply(left: u8, operator: char, right: u8) -> Option<u8> {
         '+' => left.checked_add(right)?,
         '-' => left.checked_sub(right)?,
         '*' => left.checked_mul(right)?,
-        '/' if right != 0 && left % right == 0 => left / right,
+        '/' if right != 0 && left.is_multiple_of(right) => left / right,
         _ => return None,
     };
     (result <= VALUE_MAX).then_some(result)
@@ -232,8 +232,12 @@ impl Environment for Countdown {
         pool.choose(rng).map_or_else(String::new, |it| it.text())
     }
 
-    fn lines(&self, _: &Task, _: &State, future: &[(String, State)]) -> Vec<String> {
-        future.iter().map(|(action, state)| format!("{action} leads {}", joined(&state.numbers))).collect()
+    fn lines(&self, task: &Task, _: &State, future: &[(String, State)]) -> Vec<String> {
+        // A state is imagined in the words in which it will be observed, so what a base knows of transitions carries over.
+        let line = |(action, state): &(String, State)| {
+            format!("{action} goal {} numbers {}", task.goal, joined(&state.numbers))
+        };
+        future.iter().map(line).collect()
     }
 
     fn summary(&self, task: &Task, _: &State, future: &[(String, State)]) -> (String, String) {
@@ -243,7 +247,7 @@ impl Environment for Countdown {
     }
 
     fn state_of_line<'a>(&self, line: &'a str) -> &'a str {
-        line.split_once(" leads ").map_or("", |(_, state)| state)
+        line.split_once(" numbers ").map_or("", |(_, state)| state)
     }
 
     fn hidden_names(&self, _: &Task, _: &State) -> Vec<String> {
@@ -259,7 +263,6 @@ impl Environment for Countdown {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may end on a broken expectation")]
     use std::collections::HashSet;
 
     use super::*;

@@ -389,7 +389,6 @@ pub fn coverage() -> HashMap<&'static str, f64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may end on a broken expectation")]
     use super::*;
     use crate::{play_logged, succeeded};
 

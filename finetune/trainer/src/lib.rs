@@ -6,9 +6,9 @@
 mod autograd;
 pub mod batch;
 mod error;
-pub mod recipe;
 pub mod optimizer;
 pub mod policy;
+pub mod recipe;
 pub mod stages;
 pub mod text;
 pub mod vocabulary;
@@ -17,6 +17,6 @@ pub use autograd::{Confidence, TokenLoss};
 pub use batch::{Batch, Sequence};
 pub use error::TrainError;
 pub use optimizer::{AdamW, AdamWConfig};
-pub use recipe::Recipe;
 pub use policy::{LoraConfig, TrainablePolicy};
+pub use recipe::Recipe;
 pub use vocabulary::Vocabulary;

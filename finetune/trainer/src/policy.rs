@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use fsq_checkpoint::{Adapter, Checkpoint, Dimensions, Linear as Place, LoraPair, NamedTensor, tensor_names};
 use rand::Rng;
@@ -68,8 +69,11 @@ impl TrainablePolicy {
             let count = tensor.shape.iter().product();
             let back = tensor.hf.contains("o_proj") || tensor.hf.contains("down_proj");
             let spread = Spread { std: if back { residual_std } else { INIT_STD } };
-            let drawn =
-                if tensor.shape.len() == 1 { vec![1.0; count] } else { (0..count).map(|_| spread.sample(rng)).collect() };
+            let drawn = if tensor.shape.len() == 1 {
+                vec![1.0; count]
+            } else {
+                (0..count).map(|_| spread.sample(rng)).collect()
+            };
             values.insert(tensor.hf, drawn);
         }
         Self::trained_whole(dimensions, &mut |name| Ok(values.remove(name).unwrap_or_default()), threads)
@@ -79,7 +83,11 @@ impl TrainablePolicy {
     ///
     /// # Errors
     /// When a tensor cannot be read or made.
-    pub fn trained_whole(dimensions: Dimensions, read: &mut ReadTensor<'_>, threads: usize) -> Result<Self, TrainError> {
+    pub fn trained_whole(
+        dimensions: Dimensions,
+        read: &mut ReadTensor<'_>,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
         let plan = Arc::new(plan_of(&dimensions, None, threads));
         let mut trained = BTreeMap::new();
         let mut layers = Vec::new();
@@ -220,9 +228,7 @@ impl TrainablePolicy {
         let (group, threads) = (Group { inputs: sizes.hidden, outputs: vec![sizes.vocab] }, self.threads);
         Ok(match &self.embedding {
             Embedded::Trained(table) => apply(Head { group, threads }, &[&x, table.as_tensor()])?,
-            Embedded::Frozen(weight, _) => {
-                apply(FrozenHead { weight: Arc::clone(weight), group, threads }, &[&x])?
-            }
+            Embedded::Frozen(weight, _) => apply(FrozenHead { weight: Arc::clone(weight), group, threads }, &[&x])?,
         })
     }
 
@@ -231,10 +237,27 @@ impl TrainablePolicy {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn adapter(&self) -> Result<Option<Adapter>, TrainError> {
+        self.by_matrix(|layer| values(&layer.parameters))
+    }
+
+    /// The gradient of each adapter matrix, laid out as the adapter itself; nothing when the policy is trained whole.
+    ///
+    /// # Errors
+    /// When a block has no gradient, which means that the graph was cut.
+    pub fn adapter_gradients(&self, grads: &GradStore) -> Result<Option<Adapter>, TrainError> {
+        self.by_matrix(|layer| {
+            let missing = || TrainError::NoGradient("a block's adapter".into());
+            let grad = grads.get(layer.parameters.as_tensor()).ok_or_else(missing)?;
+            Ok(with_values(&grad.contiguous()?, <[f32]>::to_vec)?)
+        })
+    }
+
+    /// Cuts what is read for each block into matrices.
+    fn by_matrix(&self, read: impl Fn(&Layer) -> Result<Vec<f32>, TrainError>) -> Result<Option<Adapter>, TrainError> {
         let Some(lora) = self.lora else { return Ok(None) };
         let mut pairs = BTreeMap::new();
         for (layer, held) in self.layers.iter().enumerate() {
-            let held = values(&held.parameters)?;
+            let held = read(held)?;
             for place in Place::ALL {
                 let [outputs, inputs] = place.shape(&self.dimensions);
                 let [a, b] = pair_places(&self.plan, place, lora.rank).map(|it| held[it].to_vec());

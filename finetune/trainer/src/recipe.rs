@@ -36,7 +36,6 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may end on a broken expectation")]
     use super::*;
 
     #[test]

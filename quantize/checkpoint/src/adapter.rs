@@ -141,10 +141,8 @@ fn read_scale(path: &Path, config: &Value) -> Result<(usize, f32), CheckpointErr
 fn read_pair(file: &SafetensorsFile, module: &str, rank: usize) -> Result<LoraPair, CheckpointError> {
     let name = |side: &str| format!("{PREFIX}{module}.lora_{side}.weight");
     let shape = |side: &str| {
-        file.shape(&name(side)).ok_or_else(|| CheckpointError::MissingTensor {
-            path: file.path().to_path_buf(),
-            name: name(side),
-        })
+        file.shape(&name(side))
+            .ok_or_else(|| CheckpointError::MissingTensor { path: file.path().to_path_buf(), name: name(side) })
     };
     let wrong = |side: &str, expected: Vec<usize>, found| CheckpointError::Shape {
         path: file.path().to_path_buf(),

@@ -188,7 +188,9 @@ impl ConfigReader<'_> {
         match value.and_then(Value::as_u64) {
             Some(size) if size > 0 && size <= limit => usize::try_from(size)
                 .map_err(|_| CheckpointError::field(self.path, field, "a size of this machine", size.to_string())),
-            _ => Err(CheckpointError::field(self.path, field, format!("a whole number from 1 to {limit}"), shown(value))),
+            _ => {
+                Err(CheckpointError::field(self.path, field, format!("a whole number from 1 to {limit}"), shown(value)))
+            }
         }
     }
 
@@ -330,7 +332,11 @@ pub fn tensor_names(dimensions: &Dimensions) -> Vec<TensorName> {
         names.push(plain(&hf("input_layernorm"), &format!("blk.{layer}.attn_norm.weight"), vec![hidden]));
         for linear in Linear::ALL {
             if linear == Linear::Gate {
-                names.push(plain(&hf("post_attention_layernorm"), &format!("blk.{layer}.ffn_norm.weight"), vec![hidden]));
+                names.push(plain(
+                    &hf("post_attention_layernorm"),
+                    &format!("blk.{layer}.ffn_norm.weight"),
+                    vec![hidden],
+                ));
             }
             let permuted = dimensions.architecture.description().qk_permuted;
             let permuted_heads = match linear {

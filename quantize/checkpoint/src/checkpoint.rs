@@ -121,10 +121,9 @@ impl Checkpoint {
 
     fn check_tensors(&self) -> Result<(), CheckpointError> {
         for tensor in tensor_names(&self.dimensions) {
-            let found = self.shape(&tensor.hf).ok_or_else(|| CheckpointError::MissingTensor {
-                path: self.path.clone(),
-                name: tensor.hf.clone(),
-            })?;
+            let found = self
+                .shape(&tensor.hf)
+                .ok_or_else(|| CheckpointError::MissingTensor { path: self.path.clone(), name: tensor.hf.clone() })?;
             if found != tensor.shape {
                 let (path, name, expected) = (self.path.clone(), tensor.hf, tensor.shape);
                 return Err(CheckpointError::Shape { path, name, expected, found });
@@ -180,7 +179,8 @@ impl Checkpoint {
         let config = pretty(&dimensions.to_config(special.0, special.1));
         write_file(&draft.path().join("config.json"), config.as_bytes())?;
         write_file(&draft.path().join("tokenizer.json"), like.tokenizer.as_bytes())?;
-        let tokenizer_config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+        let tokenizer_config =
+            json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
         write_file(&draft.path().join("tokenizer_config.json"), pretty(&tokenizer_config).as_bytes())?;
         if let Some(template) = &like.chat_template {
             write_file(&draft.path().join("chat_template.jinja"), template.as_bytes())?;

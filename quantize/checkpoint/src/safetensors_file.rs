@@ -42,10 +42,7 @@ impl SafetensorsFile {
         Self::proved(path, Source::File(file), &header, length)
     }
 
-    pub(crate) fn from_bytes(
-        path: &Path,
-        bytes: std::borrow::Cow<'static, [u8]>,
-    ) -> Result<Self, CheckpointError> {
+    pub(crate) fn from_bytes(path: &Path, bytes: std::borrow::Cow<'static, [u8]>) -> Result<Self, CheckpointError> {
         let length = bytes.len() as u64;
         let prefix = bytes.first_chunk::<8>().ok_or_else(|| damaged(path, format!("only {length} bytes long")))?;
         let header_bytes = checked_header(path, u64::from_le_bytes(*prefix), length)?;
@@ -83,10 +80,10 @@ impl SafetensorsFile {
 
     /// The stored bytes of a tensor.
     pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let info = self.metadata.info(name).ok_or_else(|| CheckpointError::MissingTensor {
-            path: self.path.clone(),
-            name: name.into(),
-        })?;
+        let info = self
+            .metadata
+            .info(name)
+            .ok_or_else(|| CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() })?;
         let (start, end) = info.data_offsets;
         let offset = self.data_start + start as u64;
         match &self.source {

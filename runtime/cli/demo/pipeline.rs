@@ -20,10 +20,10 @@ use super::{ArmName, base};
 use crate::evaluate::{Plan, Played, World, forecasts, play_file, row};
 use crate::failure::Outcome;
 use crate::gate::{gate_runs, judge_worlds, outcome_of, profile};
-use crate::output;
 use crate::progress::Progress;
 use crate::report::record::{Arm, GateRun, Loss, RlStep, Row, StageSeconds};
 use crate::train::{Stage, run_stage};
+use crate::{identity, output};
 
 /// The formats that the trained policy is brought to.
 const FORMATS: [Mix; 2] = [Mix::Q8_0, Mix::Q4_K_M];
@@ -78,7 +78,8 @@ impl Demo<'_> {
         let mut from = start;
         for stage in stages {
             let begun = Instant::now();
-            let merged = run_stage(stage, self.recipe, Some(&from), &self.stage_folder(stage), self.threads, self.progress)?;
+            let merged =
+                run_stage(stage, self.recipe, Some(&from), &self.stage_folder(stage), self.threads, self.progress)?;
             seconds.push(StageSeconds { stage: stage.title().into(), seconds: begun.elapsed().as_secs_f64() });
             from = Checkpoint::open(&merged)?;
             match stage {
@@ -90,14 +91,8 @@ impl Demo<'_> {
         let mut files = self.files(&base_folder, &stages)?;
         rows.append(&mut files.rows);
         let (losses, rl) = self.curves(&stages)?;
-        let arm = Arm {
-            name: self.arm.name().into(),
-            rows,
-            gates: files.gates,
-            losses,
-            rl,
-            seconds_per_stage: seconds,
-        };
+        let arm =
+            Arm { name: self.arm.name().into(), rows, gates: files.gates, losses, rl, seconds_per_stage: seconds };
         Ok(Finished { arm, outcome: files.outcome, best_file: files.best, notes: files.notes })
     }
 
@@ -133,8 +128,7 @@ impl Demo<'_> {
         }
         output::make_folder(&self.arm_folder().join("work"))?;
         self.progress.stage(format!("encode {name} as {}", mix.name()), checkpoint.dimensions.parameters() as u64);
-        let provenance =
-            Provenance::of(concat!("fsq ", env!("CARGO_PKG_VERSION")), checkpoint, adapters, None)?;
+        let provenance = Provenance::of(concat!("fsq ", env!("CARGO_PKG_VERSION")), checkpoint, adapters, None)?;
         let plan = Allocation { name: Some(NAME.into()), ..Allocation::new(mix) };
         let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
         let encoded = quantize(checkpoint, adapters, &plan, None, &provenance, &path, &mut watch)?;
@@ -177,8 +171,11 @@ impl Demo<'_> {
         for mix in FORMATS {
             let candidate = self.judged_file(mix.name(), &checkpoint, &adapters, mix)?;
             files.rows.append(&mut candidate.rows(mix.name())?);
-            let reports =
-                judge_worlds((&reference.test, Some(&reference.map)), (&candidate.test, Some(&candidate.map)), &limits)?;
+            let reports = judge_worlds(
+                (&reference.test, Some(&reference.map)),
+                (&candidate.test, Some(&candidate.map)),
+                &limits,
+            )?;
             files.gates.append(&mut gate_runs("FC-RL", mix.name(), &reports)?);
             let outcome = outcome_of(reports.iter().map(|it| it.1.verdict()));
             let path = self.out.join(match self.arm {
@@ -300,6 +297,8 @@ fn publish(candidate: &JudgedFile, reports: Vec<(String, Report)>, path: &Path) 
     for (key, value) in candidate.map.to_pairs() {
         metadata.insert(key, value);
     }
+    let identity = identity::of(&source, &metadata);
+    metadata.insert(identity::KEY, identity);
     let mut usable = true;
     let environments: Vec<&str> = passes.iter().map(|it| it.0.as_str()).collect();
     metadata.insert("fsq.gate.environments", environments.join(", "));

@@ -49,7 +49,11 @@ fn play(origin: &str, seed: u64) -> anyhow::Result<ServedEpisode> {
         let answer = post(&format!("{origin}/v1/foresight"), &request)?;
         let plans = answer["plans"].as_array().cloned().unwrap_or_default();
         let chosen = answer["chosen"].as_u64().and_then(|it| usize::try_from(it).ok());
-        text += &format!("\nPOST /v1/foresight  {}\n{}", messages.last().map_or("", |it| it["content"].as_str().unwrap_or("")), plans_text(&plans, chosen));
+        text += &format!(
+            "\nPOST /v1/foresight  {}\n{}",
+            messages.last().map_or("", |it| it["content"].as_str().unwrap_or("")),
+            plans_text(&plans, chosen)
+        );
         if chosen.is_none() {
             text += &format!("  no plan was chosen ({}); the first is followed\n", answer["reason"]);
         }

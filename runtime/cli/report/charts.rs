@@ -216,11 +216,11 @@ pub(super) fn dots(told: &Told<'_>, axis: &Axis, rows: &[Dots]) -> String {
         let middle = 6.0 + ROW * (index as f64 + 0.5);
         body += &text(56.0, middle + 4.0, "end", "name", &row.name);
         if row.values.is_empty() {
-            body += &text(70.0, middle + 4.0, "start", "tick", "states no odds");
+            body += &text(72.0, middle + 4.0, "start", "tick", "–");
         }
         for (place, (style, it)) in row.values.iter().enumerate() {
             let beside =
-                if row.values.len() > 1 { 6.5 * (place as f64 - (row.values.len() - 1) as f64 / 2.0) } else { 0.0 };
+                if row.values.len() > 1 { 9.0 * (place as f64 - (row.values.len() - 1) as f64 / 2.0) } else { 0.0 };
             let y = middle + beside;
             let _ = write!(body, "<g class=\"{}\">", style.class);
             body += &segment("whisker", (x.at(it.low), y), (x.at(it.high), y));

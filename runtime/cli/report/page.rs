@@ -110,6 +110,8 @@ struct PlanPart {
     estimate: Option<String>,
     percent: f64,
     action: String,
+    /// What is wrong with a malformed one.
+    error: Option<String>,
     is_chosen: bool,
 }
 
@@ -117,7 +119,8 @@ struct PlanPart {
 struct TablePart {
     title: String,
     horizons: Vec<usize>,
-    rows: Vec<Vec<String>>,
+    /// Values with their intervals, which may be empty.
+    rows: Vec<Vec<(String, String)>>,
 }
 
 impl<'a> Page<'a> {
@@ -343,6 +346,7 @@ fn plan(index: usize, plan: &Value, is_chosen: bool) -> PlanPart {
         stated: stated.map(percent),
         estimate: estimate.map(percent),
         action: plan.get("action").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        error: plan.get("error").and_then(Value::as_str).map(str::to_owned),
         is_chosen,
     }
 }
@@ -354,24 +358,33 @@ fn pretty(value: &Value) -> String {
 fn full(arm: &Arm, environment: &str) -> TablePart {
     let rows: Vec<&Row> = arm.rows_in(environment).collect();
     let horizon = rows.iter().map(|it| it.fidelity.len()).max().unwrap_or(0);
-    let share = |it: Option<Measured>| it.map_or_else(|| "–".into(), interval_text);
+    let plain = |text: String| (text, String::new());
+    let none = || ("–".to_owned(), String::new());
+    let share = |it: Option<Measured>| {
+        let whole = |it: f64| format!("{:.0}", 100.0 * it);
+        it.map_or_else(none, |it| {
+            (format!("{} %", whole(it.value)), format!("{} to {}", whole(it.low), whole(it.high)))
+        })
+    };
     let decimal = |it: Option<Measured>| {
-        it.map_or_else(|| "–".into(), |it| format!("{:.3} [{:.3}, {:.3}]", it.value, it.low, it.high).replace('-', "−"))
+        let short = |it: f64| format!("{it:.3}").replace('-', "−");
+        it.map_or_else(none, |it| (short(it.value), format!("{} to {}", short(it.low), short(it.high))))
     };
     let cells = |row: &&Row| {
-        let mut cells = vec![row.policy.clone(), row.n.to_string(), share(row.adherence)];
+        let mut cells = vec![plain(row.policy.clone()), plain(row.n.to_string()), share(row.adherence)];
         cells.extend((0..horizon).map(|it| share(row.fidelity.get(it).copied().flatten())));
         let estimate = row.estimate.as_ref();
         cells.extend([
             share(Some(row.success)),
             decimal(row.brier),
-            row.brier_constant.map_or_else(|| "–".into(), |it| format!("{it:.3}")),
+            row.brier_constant.map_or_else(none, |it| plain(format!("{it:.3}"))),
             decimal(row.brier_skill),
             decimal(row.auroc),
             decimal(row.signed_gap),
             decimal(estimate.and_then(|it| it.brier)),
+            decimal(estimate.and_then(|it| it.brier_skill)),
             decimal(estimate.and_then(|it| it.signed_gap)),
-            format!("{:.0}", row.tokens_per_s),
+            plain(format!("{:.0}", row.tokens_per_s)),
         ]);
         cells
     };

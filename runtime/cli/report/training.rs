@@ -22,7 +22,7 @@ impl TrainingPart {
     pub(super) fn of(index: usize, arm: &Arm) -> Self {
         let colour = |place: usize| Style { class: format!("p{place}"), marker: place, is_other: false };
         let mut figures = Vec::new();
-        let mut by_stage: BTreeMap<usize, (&str, Vec<(f64, f64)>)> = BTreeMap::new();
+        let mut by_stage = BTreeMap::<_, (&str, Vec<(f64, f64)>)>::new();
         for loss in &arm.losses {
             let place = STAGES.iter().position(|it| *it == loss.stage).unwrap_or(STAGES.len());
             by_stage.entry(place).or_insert((&loss.stage, Vec::new())).1.push((as_f64(loss.step), loss.value));

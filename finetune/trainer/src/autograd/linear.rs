@@ -99,7 +99,15 @@ impl Group {
         product((tokens, inputs, width), 1.0, (dy, (width, 1)), (weight, (inputs, 1)), 0.0, (dx, inputs), threads);
         let Trained::Adapter { pairs, rank, scale, .. } = trained else {
             // dW = dyᵀ · x.
-            return product((width, inputs, tokens), 1.0, (dy, (1, width)), (x, (inputs, 1)), 0.0, (dp, inputs), threads);
+            return product(
+                (width, inputs, tokens),
+                1.0,
+                (dy, (1, width)),
+                (x, (inputs, 1)),
+                0.0,
+                (dp, inputs),
+                threads,
+            );
         };
         let narrow = self.narrow(x, pairs, rank, scale, threads);
         let all = self.outputs.len() * rank;

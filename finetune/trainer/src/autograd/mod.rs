@@ -94,9 +94,10 @@ impl<O: Op> Node<O> {
             values.push(slice(storage, layout)?);
         }
         with_values(&grad, |grad| self.0.backward(&values, grad, &mut grads))?;
-        let made = grads.into_iter().zip(inputs).map(|(values, input)| {
-            Tensor::from_vec(values, input.shape(), input.device()).map(Some)
-        });
+        let made = grads
+            .into_iter()
+            .zip(inputs)
+            .map(|(values, input)| Tensor::from_vec(values, input.shape(), input.device()).map(Some));
         made.collect()
     }
 }

@@ -291,21 +291,27 @@ impl<'a> Learner<'a> {
                 for (place, sampled) in step.tokens.clone().zip(&step.log_probabilities) {
                     let row = place - 1;
                     if Some(place) == confidence {
-                        losses.push((row, TokenLoss::Confidence(Confidence {
-                            levels: Arc::clone(&self.levels),
-                            outcome: f32::from(u8::from(episode.success)),
-                            weight: self.config.confidence_weight,
-                        })));
+                        losses.push((
+                            row,
+                            TokenLoss::Confidence(Confidence {
+                                levels: Arc::clone(&self.levels),
+                                outcome: f32::from(u8::from(episode.success)),
+                                weight: self.config.confidence_weight,
+                            }),
+                        ));
                         continue;
                     }
                     let advantage = if place < policy_from { world_model } else { policy };
                     if advantage != 0.0 {
-                        losses.push((row, TokenLoss::Surrogate {
-                            target: episode.tokens[place],
-                            sampled_log_probability: *sampled,
-                            advantage: advantage / SPAN_TOKENS,
-                            clip: CLIP,
-                        }));
+                        losses.push((
+                            row,
+                            TokenLoss::Surrogate {
+                                target: episode.tokens[place],
+                                sampled_log_probability: *sampled,
+                                advantage: advantage / SPAN_TOKENS,
+                                clip: CLIP,
+                            },
+                        ));
                     }
                 }
             }

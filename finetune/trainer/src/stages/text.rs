@@ -124,8 +124,9 @@ fn stream_batch(
         let lag = |it: usize| config.mix[it] / (1.0 + to_f64(counted[it]));
         let kind = usize::from(lag(1) > lag(0));
         let mut made = match kind {
-            0 => mid_episodes(&Countdown, 1, blocks, vocabulary, &mut rng)?,
-            _ => mid_episodes(&DocHop, 6, blocks, vocabulary, &mut rng)?,
+            0 => mid_episodes(&Countdown, 1, 1.0, blocks, vocabulary, &mut rng)?,
+            // What a search returns is mostly chance.
+            _ => mid_episodes(&DocHop, 6, 0.3, blocks, vocabulary, &mut rng)?,
         };
         counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
         sequences.append(&mut made);
@@ -136,6 +137,7 @@ fn stream_batch(
 fn mid_episodes<E: Environment>(
     world: &E,
     count: usize,
+    answer_weight: f32,
     blocks: bool,
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
@@ -152,7 +154,7 @@ fn mid_episodes<E: Environment>(
         let own = skill_weight(logged.skill);
         made.push(encode(&script, vocabulary, |piece| match piece {
             Piece::Task => 0.02,
-            Piece::Answer => 0.3,
+            Piece::Answer => answer_weight,
             // Phrasings are drawn at random: only what they say is worth learning.
             Piece::WorldModel => 0.3,
             Piece::State => 2.0,

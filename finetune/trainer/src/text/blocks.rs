@@ -13,9 +13,7 @@ use super::{Piece, Script};
 use crate::vocabulary::END;
 
 /// How a block begins.
-const OPENINGS: [&str; 3] = ["", "i expect ", "the plan : "];
-/// Between an action and the state that it leads to.
-const VERBS: [&str; 3] = [" leads", " gives", " brings"];
+const OPENINGS: [&str; 4] = ["", "i expect ", "the plan : ", "look ahead : "];
 /// Between two steps.
 const JOINTS: [&str; 2] = [" then ", " ; "];
 /// Before the number of the success estimate. The number follows without a space, as inside the tags.
@@ -38,13 +36,13 @@ pub struct Imagined {
 /// A block as free text, in a phrasing drawn at random.
 pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
     let pick = |from: &[&'static str], rng: &mut ChaCha8Rng| from.choose(rng).copied().unwrap_or("");
-    let (opening, said, joint) = (pick(&OPENINGS, rng), pick(&VERBS, rng), pick(&JOINTS, rng));
+    let (opening, joint) = (pick(&OPENINGS, rng), pick(&JOINTS, rng));
     let mut script = vec![(Piece::WorldModel, opening.to_string())];
     for (index, line) in imagined.lines.iter().enumerate() {
         let (action, state) = line.split_once(&imagined.verb).unwrap_or((line, ""));
         let joint = if index == 0 { "" } else { joint };
         script.push((Piece::Plan, format!("{joint}{action}")));
-        script.push((Piece::WorldModel, said.to_string()));
+        script.push((Piece::WorldModel, imagined.verb.trim_end().to_string()));
         script.push((Piece::State, format!(" {state}")));
     }
     let gap = match rng.random_range(0..4) {
@@ -101,15 +99,14 @@ pub fn keeps_to_grammar(script: &Script, imagined: &Imagined, action: &str) -> b
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may end on a broken expectation")]
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
 
     fn imagined() -> Imagined {
         Imagined {
-            lines: vec!["use 8 - 7 leads 1 9".into(), "use 9 * 1 leads 9".into()],
-            verb: " leads ".into(),
+            lines: vec!["use 8 - 7 numbers 1 9".into(), "use 9 * 1 numbers 9".into()],
+            verb: " numbers ".into(),
             summary: ("reach 9".into(), "meets the goal".into()),
             percent: 65,
         }
@@ -127,12 +124,11 @@ mod tests {
     #[test]
     fn prose_has_many_phrasings_and_no_tags() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut texts: Vec<String> = (0..400)
-            .map(|_| prose(&imagined(), &mut rng).into_iter().map(|it| it.1).collect())
-            .collect();
+        let mut texts: Vec<String> =
+            (0..400).map(|_| prose(&imagined(), &mut rng).into_iter().map(|it| it.1).collect()).collect();
         assert!(texts.iter().all(|it| !it.contains('<') && it.contains("65") && it.contains("1 9")));
         texts.sort();
         texts.dedup();
-        assert!(texts.len() >= 50, "{} phrasings", texts.len());
+        assert!(texts.len() >= 40, "{} phrasings", texts.len());
     }
 }

@@ -21,9 +21,8 @@ pub use drills::{drill, word_list};
 const LABEL_CONTINUATIONS: u32 = 16;
 
 /// Words that say nothing: the base learns that anything may stand between what it reads and what it does.
-const FILLER: [&str; 16] = [
-    "well", "hm", "let", "me", "see", "now", "so", "ok", "look", "at", "this", "here", "and", "think", "about", "it",
-];
+const FILLER: [&str; 16] =
+    ["well", "hm", "let", "me", "see", "now", "so", "ok", "look", "at", "this", "here", "and", "think", "about", "it"];
 
 /// Who a piece of text comes from, and what a stage weighs it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,13 +70,7 @@ pub struct Logged<E: Environment> {
 
 impl<E: Environment> Logged<E> {
     /// Plays an episode with a skill drawn from the world's logging mix, or from `skills` where given.
-    pub fn play(
-        world: &E,
-        task: E::Task,
-        skills: &[(Skill, f64)],
-        labels: bool,
-        rng: &mut ChaCha8Rng,
-    ) -> Self {
+    pub fn play(world: &E, task: E::Task, skills: &[(Skill, f64)], labels: bool, rng: &mut ChaCha8Rng) -> Self {
         let skill = skills.choose_weighted(rng, |it| it.1).map_or(Skill { epsilon: 1.0 }, |it| it.0);
         let mut state = world.start(&task);
         let path = play_logged(world, &task, &state, skill, rng);
@@ -158,11 +151,7 @@ pub fn filler(chance: f64, longest: usize, rng: &mut ChaCha8Rng) -> Script {
 ///
 /// # Errors
 /// When the tokenizer refuses.
-pub fn encode(
-    script: &Script,
-    vocabulary: &Vocabulary,
-    weight: impl Fn(Piece) -> f32,
-) -> Result<Sequence, TrainError> {
+pub fn encode(script: &Script, vocabulary: &Vocabulary, weight: impl Fn(Piece) -> f32) -> Result<Sequence, TrainError> {
     let mut sequence = Sequence::default();
     for (piece, text) in script {
         sequence.extend(&vocabulary.encode(text)?, weight(*piece));
