@@ -233,7 +233,7 @@ impl Environment for Countdown {
     }
 
     fn lines(&self, task: &Task, _: &State, future: &[(String, State)]) -> Vec<String> {
-        // A state is imagined in the words in which it will be observed, so what a base knows of transitions carries over.
+        // A state is imagined in the words in which it will be observed: what a base knows of transitions carries over.
         let line = |(action, state): &(String, State)| {
             format!("{action} goal {} numbers {}", task.goal, joined(&state.numbers))
         };
