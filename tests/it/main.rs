@@ -1,4 +1,5 @@
 //! The whole program's tests, one binary: what spans crates, the tree itself, and other programs as oracles.
+#![allow(clippy::print_stdout, reason = "what a test measured is worth a line")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 
 mod arrows;
