@@ -38,7 +38,7 @@ fn sizes() -> Dimensions {
         n_heads: 4,
         n_kv_heads: 2,
         head_dim: 64,
-        vocab: 100,
+        vocab: 324,
         context: 128,
         rms_eps: 1e-5,
         rope_theta: 10_000.0,
@@ -148,7 +148,7 @@ fn metadata_says_what_the_file_is_and_where_it_came_from() {
         ("general.file_type", 15),
         ("general.quantization_version", 2),
         ("llama.attention.key_length", 64),
-        ("llama.vocab_size", 100),
+        ("llama.vocab_size", 324),
         ("tokenizer.ggml.eos_token_id", 1),
     ];
     for (key, expected) in numbers {
@@ -156,10 +156,10 @@ fn metadata_says_what_the_file_is_and_where_it_came_from() {
     }
     // The embedding has four rows more than the tokenizer has tokens.
     assert_eq!(
-        metadata.str_array("tokenizer.ggml.tokens").unwrap()[96..],
-        ["[PAD96]", "[PAD97]", "[PAD98]", "[PAD99]"]
+        metadata.str_array("tokenizer.ggml.tokens").unwrap()[320..],
+        ["[PAD320]", "[PAD321]", "[PAD322]", "[PAD323]"]
     );
-    assert_eq!(metadata.i32_array("tokenizer.ggml.token_type").unwrap()[95..], [1, 5, 5, 5, 5]);
+    assert_eq!(metadata.i32_array("tokenizer.ggml.token_type").unwrap()[319..], [1, 5, 5, 5, 5]);
     let shown = metadata.iter().map(|(key, value)| format!("{key} {value:?}")).collect::<String>();
     assert!(!shown.contains(folder.0.path().to_str().unwrap()), "a path of this machine is in the file");
 }
