@@ -1,5 +1,8 @@
 //! Attention over paged keys and values in f16, with f32 sums. Knows no sequences, only their pages.
 //!
+//! Queries and weights are rounded to f16 before they meet keys and values, as in llama.cpp's `ggml_mul_mat` with a
+//! matrix in f16: finer ones would be no nearer to what the file was judged by, and would part greedy tokens.
+//!
 //! Keys lie in tiles of 16 tokens (`[head_dim][16]`) and values in tiles of 16 dimensions (`[tokens][16]`), so both
 //! products are the tile product of matrices: scores are 16 tokens at a time, outputs 16 dimensions at a time.
 
@@ -177,22 +180,22 @@ impl Output {
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    /// `[rows, positions]`: scores, then weights
+    /// `[rows, head_dim]`, rounded to f16
+    queries: Vec<f32>,
+    /// `[rows, positions]`: scores, then weights, rounded to f16
     scores: Vec<f32>,
     /// `[rows, head_dim]`
     out: Vec<f32>,
 }
 
-/// What the scores of `M` rows came to.
-struct Found<const M: usize> {
+/// Where the weights of some rows lie.
+struct Found {
     /// The first row.
     first: usize,
     /// Positions that the last row sees.
     longest: usize,
     /// Floats from one row of weights to the next.
     stride: usize,
-    /// What each row's sums are multiplied by, so that its weights add up to one.
-    shares: [f32; M],
 }
 
 struct Run<'a> {
@@ -238,11 +241,14 @@ impl Run<'_> {
         let pages = &span.pages[..longest.div_ceil(PAGE_TOKENS)];
         self.scratch.scores.clear();
         self.scratch.scores.resize(M * stride, 0.0);
-        let queries: [&[f32]; M] = std::array::from_fn(|row| {
-            let token = span.first_token + self.piece.first + (first + row) / group;
-            let query = token * self.attention.n_heads + head * group + (first + row) % group;
-            &self.attention.queries[query * dim..(query + 1) * dim]
-        });
+        self.scratch.queries.clear();
+        for row in first..first + M {
+            let token = span.first_token + self.piece.first + row / group;
+            let query = token * self.attention.n_heads + head * group + row % group;
+            self.scratch.queries.extend_from_slice(&self.attention.queries[query * dim..(query + 1) * dim]);
+        }
+        round_to_halves(isa, &mut self.scratch.queries, 1.0);
+        let queries: [&[f32]; M] = std::array::from_fn(|row| &self.scratch.queries[row * dim..(row + 1) * dim]);
         for (index, page) in pages.iter().enumerate() {
             let (keys, values) = cache.head(layer, *page, head);
             // The pages of many sequences do not fit the processor's caches: these come from memory, so ask early.
@@ -260,14 +266,12 @@ impl Run<'_> {
                 }
             }
         }
-        let mut shares = [0.0; M];
-        for row in 0..M {
-            let scores = &mut self.scratch.scores[row * stride..(row + 1) * stride];
-            shares[row] = 1.0 / weigh(isa, scores, seen[row]);
+        for (scores, seen) in self.scratch.scores.chunks_exact_mut(stride).zip(seen) {
+            weigh(isa, scores, seen);
         }
         let mut tile = 0;
         while tile < dim / LANES {
-            let found = Found { first, longest, stride, shares };
+            let found = Found { first, longest, stride };
             // Four tiles at once keep enough sums in flight to hide the latency of adding to them.
             tile += match dim / LANES - tile {
                 4.. if S::ROWS_MAX >= 8 && M <= 4 => self.values::<S, M, 4>(isa, tile, &found),
@@ -280,7 +284,7 @@ impl Run<'_> {
 
     /// Sums the values of `N` tiles of dimensions by their weights; returns `N`.
     #[inline(always)]
-    fn values<S: Isa, const M: usize, const N: usize>(&mut self, isa: S, tile: usize, found: &Found<M>) -> usize {
+    fn values<S: Isa, const M: usize, const N: usize>(&mut self, isa: S, tile: usize, found: &Found) -> usize {
         let cache = self.attention.cache;
         let dim = cache.shape.head_dim;
         let mut sums = [[isa.splat(0.0); N]; M];
@@ -296,7 +300,7 @@ impl Run<'_> {
             for it in 0..N {
                 let out = &mut self.scratch.out[(found.first + row) * dim + (tile + it) * LANES..];
                 if let Some(out) = out.first_chunk_mut::<LANES>() {
-                    isa.store(isa.mul(sums[row][it], isa.splat(found.shares[row])), out);
+                    isa.store(sums[row][it], out);
                 }
             }
         }
@@ -304,9 +308,9 @@ impl Run<'_> {
     }
 }
 
-/// Turns the first `seen` scores into `e^(score - largest)` and the rest into zeroes; the sum comes back.
+/// Turns the first `seen` scores into weights that add up to one, and the rest into zeroes.
 #[inline(always)]
-fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) -> f32 {
+fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) {
     let padded = seen.next_multiple_of(LANES);
     // Past the end lies whatever the page held before: it must not be seen.
     scores[seen..padded].fill(f32::NEG_INFINITY);
@@ -316,6 +320,17 @@ fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) -> f32 {
     }
     let largest = isa.largest(largest);
     let sum = ExpShifted { x: &mut scores[..padded], shift: largest, factor: 1.0 }.run(isa);
+    round_to_halves(isa, &mut scores[..padded], 1.0 / sum);
     scores[seen..].fill(0.0);
-    sum
+}
+
+/// Multiplies by a factor, then rounds to f16. A row's length is a multiple of the lanes.
+#[inline(always)]
+fn round_to_halves<S: Isa>(isa: S, x: &mut [f32], factor: f32) {
+    let factor = isa.splat(factor);
+    for lanes in x.as_chunks_mut::<LANES>().0 {
+        let mut halves = [0; LANES];
+        isa.store_f16(isa.mul(isa.load(lanes), factor), &mut halves);
+        isa.store(isa.load_f16(&halves), lanes);
+    }
 }
