@@ -46,6 +46,7 @@ mod enabled {
     //! The command in builds that serve.
 
     #[cfg(feature = "train")]
+    use std::collections::BTreeMap;
     use std::path::Path;
 
     use anyhow::Context;
@@ -132,25 +133,35 @@ mod enabled {
     }
 
     fn facts(gguf: &Gguf, fields: &Metadata) -> anyhow::Result<PolicyFacts> {
-        let confidence = match fields.str("fsq.gate.confidence") {
-            None => None,
-            Some("usable") => Some(Confidence::Usable),
-            Some("unusable") => Some(Confidence::Unusable),
-            Some(found) => {
-                let file = gguf.path().display();
-                let message =
-                    format!("{file}: metadata `fsq.gate.confidence`: expected usable or unusable, found {found:?}");
-                return Err(Refusal::new(message).into());
+        let confidence = confidence(gguf, fields, "fsq.gate.confidence")?;
+        let mut confidence_in = BTreeMap::new();
+        for environment in fields.str("fsq.gate.environments").unwrap_or_default().split(", ") {
+            if let Some(found) = self::confidence(gguf, fields, &format!("fsq.gate.{environment}.confidence"))? {
+                confidence_in.insert(environment.to_owned(), found);
             }
-        };
+        }
         let gate = fields.str("fsq.gate.verdict").zip(fields.str("fsq.gate.profile"));
         let stem = || gguf.path().file_stem().map(|it| it.to_string_lossy().into_owned());
         Ok(PolicyFacts {
             name: fields.str("general.name").map(str::to_owned).or_else(stem).unwrap_or_else(|| "policy".into()),
             digest: hex(&gguf.data_sha256()),
             confidence,
+            confidence_in,
             gate: gate.map(|(verdict, profile)| GateFacts { verdict: verdict.into(), profile: profile.into() }),
         })
+    }
+
+    fn confidence(gguf: &Gguf, fields: &Metadata, key: &str) -> anyhow::Result<Option<Confidence>> {
+        match fields.str(key) {
+            None => Ok(None),
+            Some("usable") => Ok(Some(Confidence::Usable)),
+            Some("unusable") => Ok(Some(Confidence::Unusable)),
+            Some(found) => {
+                let file = gguf.path().display();
+                let message = format!("{file}: metadata `{key}`: expected usable or unusable, found {found:?}");
+                Err(Refusal::new(message).into())
+            }
+        }
     }
 
     /// What is served, in a line.

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::Context;
-use fsq_environments::{Countdown, End, Environment, Split};
+use fsq_environments::{Countdown, DocHop, End, Environment, Split};
+use fsq_gguf::Gguf;
 use serde_json::{Value, json};
 
+use crate::evaluate::World;
 use crate::report::record::Served;
 use crate::serve;
 
@@ -21,10 +23,18 @@ pub(super) struct ServedEpisode {
 }
 
 /// Serves a file, asks for plans on a held-out task, follows the chosen ones and reports the outcome.
+///
+/// The task is from the first environment in which the gates found the file's estimates fit to choose by, if any.
 pub(super) fn serve_one(file: &Path, threads: usize, port: u16, seed: u64) -> anyhow::Result<ServedEpisode> {
+    let gguf = Gguf::open(file)?;
+    let usable = |it: &&World| gguf.metadata().str(&format!("fsq.gate.{}.confidence", it.name())) == Some("usable");
+    let world = World::ALL.iter().find(usable).unwrap_or(&World::Countdown);
     let server = serve::start(file, threads, port)?;
     let origin = format!("http://{}", server.address());
-    let played = play(&origin, seed);
+    let played = match world {
+        World::Countdown => play(&Countdown, &origin, seed),
+        World::Dochop => play(&DocHop, &origin, seed),
+    };
     server.stop()?;
     played
 }
@@ -34,8 +44,7 @@ fn post(url: &str, body: &Value) -> anyhow::Result<Value> {
     answer.body_mut().read_json().with_context(|| url.to_string())
 }
 
-fn play(origin: &str, seed: u64) -> anyhow::Result<ServedEpisode> {
-    let world = Countdown;
+fn play<E: Environment>(world: &E, origin: &str, seed: u64) -> anyhow::Result<ServedEpisode> {
     let tasks = world.tasks(Split::Test, TASK_SEED, 1);
     let task = tasks.first().context("no held-out task")?;
     let mut state = world.start(task);
@@ -44,8 +53,10 @@ fn play(origin: &str, seed: u64) -> anyhow::Result<ServedEpisode> {
     let mut text = format!("\nserved at {origin}\n");
     let mut happened = vec![world.observe(task, &state)];
     let mut predictions = Vec::new();
-    while world.end(task, &state).is_none() && happened.len() <= Countdown::STEPS_MAX {
-        let request = json!({"messages": messages, "plans": PLANS, "temperature": 1.0, "seed": seed});
+    while world.end(task, &state).is_none() && happened.len() <= E::STEPS_MAX {
+        let request = json!({
+            "environment": E::NAME, "messages": messages, "plans": PLANS, "temperature": 1.0, "seed": seed,
+        });
         let answer = post(&format!("{origin}/v1/foresight"), &request)?;
         let plans = answer["plans"].as_array().cloned().unwrap_or_default();
         let chosen = answer["chosen"].as_u64().and_then(|it| usize::try_from(it).ok());

@@ -9,12 +9,13 @@ use fsq_calibrate::gates::Confidence;
 use fsq_model::TokenId;
 use serde_json::{Value, json};
 
+use crate::PolicyFacts;
 use crate::chat::{self, Common};
 use crate::fields::Fields;
 use crate::plan::Plan;
 use crate::prompt::{Role, Turn, encode_chat, encode_tagged, take_messages};
 use crate::refusal::Refusal;
-use crate::routes::{confidence, read_fields, recalibration};
+use crate::routes::{confidence_name, read_fields, recalibration};
 use crate::server::{Ask, Shared};
 use crate::worker::Draw;
 
@@ -29,6 +30,8 @@ struct Asked {
     turns: Vec<Turn>,
     /// Beginnings to go on from; an empty one leaves everything to the policy.
     beginnings: Vec<String>,
+    /// Whether estimates may be chosen by, where this request comes from.
+    confidence: Option<Confidence>,
     common: Common,
 }
 
@@ -36,9 +39,10 @@ struct Asked {
 ///
 /// `state` is the text of one user turn, `messages` a whole chat instead. Plans are sampled (`plans`, 4 unless
 /// given), or go on from `candidates`: each is the beginning of an answer, at most up to its `<confidence>`; one
-/// that does not begin with `<imaginary>` is taken as the beginning of the rollout.
+/// that does not begin with `<imaginary>` is taken as the beginning of the rollout. `environment` names the one of the
+/// file's judged environments that the state is from; without it a plan is chosen only if estimates hold in all of them.
 pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Refusal> {
-    let Asked { turns, beginnings, common } = read(read_fields(&shared, request).await?, &shared)?;
+    let Asked { turns, beginnings, confidence, common } = read(read_fields(&shared, request).await?, &shared)?;
     let prompt = encode_chat(&shared.tokenizer, &shared.template, &turns)?;
     let task = chat::task(&prompt);
     let n_prompt = prompt.len();
@@ -53,7 +57,7 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
     let mut plans: Vec<Plan> =
         answers.into_iter().map(|it| Plan::new(it.text, it.ending, &shared.recalibration)).collect();
     plans = chat::record(&shared, task, plans).await?;
-    let choice = choose(&plans, shared.facts.confidence);
+    let choice = choose(&plans, confidence);
     let n_generated: usize = plans.iter().map(|it| it.ending.n_tokens).sum();
     Ok(Json(json!({
         "id": chat::answer_id("foresight"),
@@ -63,7 +67,7 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
         "plans": plans.iter().enumerate().map(|(index, it)| plan_value(index, it, &plans)).collect::<Vec<_>>(),
         "chosen": choice.as_ref().ok(),
         "reason": choice.as_ref().err(),
-        "confidence": confidence(&shared),
+        "confidence": confidence_name(confidence),
         "recalibration": recalibration(&shared),
         "seed": common.seed,
         "usage": chat::usage(n_prompt, n_generated),
@@ -90,9 +94,23 @@ fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
         (_, Some(candidates)) => (0..).zip(candidates).map(beginning).collect::<Result<_, _>>()?,
         (n_plans, None) => vec![String::new(); n_plans.unwrap_or(PLANS_DEFAULT) as usize],
     };
+    let confidence = confidence_in(fields.text("environment")?, &shared.facts)?;
     let common = Common::take(&mut fields, shared)?;
     fields.finish()?;
-    Ok(Asked { turns, beginnings, common })
+    Ok(Asked { turns, beginnings, confidence, common })
+}
+
+/// What the gates found of estimates in an environment, or in all of them.
+fn confidence_in(environment: Option<String>, facts: &PolicyFacts) -> Result<Option<Confidence>, Refusal> {
+    let Some(environment) = environment else { return Ok(facts.confidence) };
+    facts.confidence_in.get(&environment).copied().map(Some).ok_or_else(|| {
+        let judged: Vec<&str> = facts.confidence_in.keys().map(String::as_str).collect();
+        let expected = match judged.is_empty() {
+            true => "no environment, since this file was judged in none".to_owned(),
+            false => format!("one that this file was judged in: {}", judged.join(", ")),
+        };
+        Refusal::field("environment", &expected, &Value::String(environment))
+    })
 }
 
 /// The beginning of an answer that a candidate stands for.
@@ -113,7 +131,7 @@ fn beginning((index, candidate): (usize, Value)) -> Result<String, Refusal> {
 /// The plan to take: that of the highest estimate, the first of equals; or why there is none.
 fn choose(plans: &[Plan], confidence: Option<Confidence>) -> Result<usize, &'static str> {
     if confidence == Some(Confidence::Unusable) {
-        return Err("the file says that this policy's confidence is unusable, so nothing is chosen by it");
+        return Err("the file says that this policy's confidence is unusable here, so nothing is chosen by it");
     }
     let estimates = plans.iter().enumerate().filter_map(|(index, it)| Some((index, it.reading?.1)));
     let best = estimates.reduce(|best, it| if it.1 > best.1 { it } else { best });

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use fsq_calibrate::gates::Confidence;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -136,7 +137,8 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
             "fsq": {
                 "digest": facts.digest,
                 "context_tokens": shared.context_tokens,
-                "confidence": confidence(&shared),
+                "confidence": confidence_name(facts.confidence),
+                "confidence_in": facts.confidence_in,
                 "recalibration": recalibration(&shared),
                 "gate": gate,
             },
@@ -145,8 +147,8 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 /// Whether estimates may be chosen by, in a word.
-pub(crate) fn confidence(shared: &Shared) -> Value {
-    shared.facts.confidence.map_or_else(|| json!("unjudged"), |it| json!(it))
+pub(crate) fn confidence_name(confidence: Option<Confidence>) -> Value {
+    confidence.map_or_else(|| json!("unjudged"), |it| json!(it))
 }
 
 /// The map that estimates come from.

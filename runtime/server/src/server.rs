@@ -1,5 +1,6 @@
 //! Starting, listening, draining and stopping; what a server serves, and its limits.
 
+use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct PolicyFacts {
     pub digest: String,
     /// Whether its estimates are good enough to choose by; `None` when nobody judged that.
     pub confidence: Option<Confidence>,
+    /// The same in each environment that the gates played.
+    pub confidence_in: BTreeMap<String, Confidence>,
     /// The gates' answer, when they were run.
     pub gate: Option<GateFacts>,
 }

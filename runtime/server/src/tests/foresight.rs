@@ -76,6 +76,25 @@ fn estimates_come_from_the_map_and_an_unusable_policy_is_not_chosen_by() {
 }
 
 #[test]
+fn a_policy_is_chosen_by_where_its_estimates_hold() {
+    let mut policy = policy(ScriptedDecoder::new(Numbers::OneToken, script()));
+    policy.facts.confidence = Some(Confidence::Unusable);
+    let judged = [("sums", Confidence::Unusable), ("searches", Confidence::Usable)];
+    policy.facts.confidence_in = judged.map(|(name, found)| (name.to_owned(), found)).into();
+    let watch = std::sync::Arc::clone(&policy.decoder.watch);
+    let client = Client::new(Server::start(policy, Options::loopback(0)).unwrap(), watch);
+    let ask = |environment: &str| json!({"state": "state", "plans": 8, "seed": 3, "environment": environment});
+    let answer = client.ask(PATH, &ask("searches"));
+    assert!(answer["chosen"].is_u64() && answer["confidence"] == "usable", "{answer}");
+    let answer = client.ask(PATH, &ask("sums"));
+    assert!(answer["chosen"].is_null() && answer["confidence"] == "unusable", "{answer}");
+    let (status, refusal) = client.post(PATH, &ask("chess"));
+    assert_eq!(status, 400);
+    assert!(refusal.to_string().contains("searches, sums"), "{refusal}");
+    client.stop();
+}
+
+#[test]
 fn nothing_is_chosen_where_nothing_is_well_formed() {
     let client = client();
     let answer = client.ask(PATH, &json!({"messages": [{"role": "user", "content": "broken"}]}));

@@ -1,6 +1,6 @@
 //! A decoder that follows a script: what it says depends on the user's text alone, as probably as the script says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -224,6 +224,7 @@ impl Decode for ScriptedDecoder {
 pub(super) fn policy(decoder: ScriptedDecoder) -> Policy<ScriptedDecoder> {
     let tokenizer = tokenizer(Numbers::OneToken);
     let tokenizer = if tokenizer.vocab() > decoder.vocab() { self::tokenizer(Numbers::Bytes) } else { tokenizer };
-    let facts = PolicyFacts { name: "scripted".into(), digest: "0123".into(), confidence: None, gate: None };
+    let (name, digest) = ("scripted".into(), "0123".into());
+    let facts = PolicyFacts { name, digest, confidence: None, confidence_in: BTreeMap::new(), gate: None };
     Policy { decoder, tokenizer, template: template(), recalibration: RecalibrationMap::identity(), facts }
 }
