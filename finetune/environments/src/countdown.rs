@@ -200,7 +200,8 @@ impl Environment for Countdown {
             Some(End::Failure) => " wrong",
             None => "",
         };
-        format!("goal {} numbers {}{verdict}", task.goal, joined(&state.numbers))
+        // The numbers come first: they follow at once from the move that was made.
+        format!("numbers {} goal {}{verdict}", joined(&state.numbers), task.goal)
     }
 
     fn legal_actions(&self, _: &Task, state: &State) -> Vec<String> {
@@ -234,10 +235,7 @@ impl Environment for Countdown {
 
     fn lines(&self, task: &Task, _: &State, future: &[(String, State)]) -> Vec<String> {
         // A state is imagined in the words in which it will be observed: what a base knows of transitions carries over.
-        let line = |(action, state): &(String, State)| {
-            format!("{action} goal {} numbers {}", task.goal, joined(&state.numbers))
-        };
-        future.iter().map(line).collect()
+        future.iter().map(|(action, state)| format!("{action} {}", self.observe(task, state))).collect()
     }
 
     fn summary(&self, task: &Task, _: &State, future: &[(String, State)]) -> (String, String) {

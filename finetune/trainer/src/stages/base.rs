@@ -12,9 +12,9 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::run::{Report, StageRun, Watch};
-use super::text::TextStep;
+use super::text::{TextStep, skill_weight};
 use crate::stages::Schedule;
-use crate::text::{Logged, Piece, drill, encode, filler, word_list};
+use crate::text::{Logged, Piece, drill, encode, filler, named, word_list};
 use crate::vocabulary::{BOS, CHAT_TEMPLATE, END};
 use crate::{AdamW, AdamWConfig, Batch, Sequence, TrainError, TrainablePolicy, Vocabulary};
 
@@ -23,6 +23,14 @@ const COUNTDOWN_SKILLS: [(Skill, f64); 3] =
     [(Skill { epsilon: 0.05 }, 0.6), (Skill { epsilon: 0.3 }, 0.25), (Skill { epsilon: 1.0 }, 0.15)];
 const DOCHOP_SKILLS: [(Skill, f64); 3] =
     [(Skill { epsilon: 0.02 }, 0.6), (Skill { epsilon: 0.2 }, 0.25), (Skill { epsilon: 0.6 }, 0.15)];
+/// Share of the episodes that stand in the corpus as bare logs. A base that has seen what follows a move only behind
+/// turn marks does not find it again inside a turn of its own.
+const LOG_EPISODES: f64 = 0.4;
+/// Share of the conversations in which the action is named before it is taken. A base that cannot take up its own
+/// words acts against its plans, and no later stage has the tokens to teach it that.
+const ALOUD_EPISODES: f64 = 0.5;
+/// Share of their turns in which it is.
+const ALOUD_TURNS: f64 = 0.8;
 /// DocHop universes are dear to make, so a step asks several questions of each.
 const DOCHOP_TASKS: usize = 6;
 
@@ -46,6 +54,8 @@ pub struct BaseConfig {
     pub batch_tokens: usize,
     /// Shares of the batch's tokens: Countdown, DocHop, drills.
     pub mix: [f64; 3],
+    /// From this step on, many a conversation names its action before it takes it.
+    pub aloud_from: usize,
     /// Learning rate.
     pub schedule: Schedule,
     /// Largest vocabulary; the worlds' words may need less.
@@ -151,6 +161,7 @@ pub fn batch(
 ) -> Result<Batch, TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step as u64 + 1);
+    let aloud = if step < config.aloud_from { 0.0 } else { ALOUD_EPISODES };
     let mut sequences: Vec<Sequence> = Vec::new();
     let mut counted = [0usize; 3];
     while counted.iter().sum::<usize>() < config.batch_tokens {
@@ -158,9 +169,9 @@ pub fn batch(
         let lag = |it: &usize| config.mix[*it] / (1.0 + to_f64(counted[*it]));
         let kind = (0..3).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
         let mut made = match kind {
-            0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, 0.3, vocabulary, &mut rng)?,
-            1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, 0.1, vocabulary, &mut rng)?,
-            _ => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0))?],
+            0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, (0.3, aloud), vocabulary, &mut rng)?,
+            1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, (0.1, aloud), vocabulary, &mut rng)?,
+            _ => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0))?],
         };
         counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
         sequences.append(&mut made);
@@ -168,12 +179,12 @@ pub fn batch(
     Ok(Batch::of(&sequences))
 }
 
-/// Plain episodes, a third of them with filler between what is read and what is done.
+/// Plain episodes: conversations, some of them with filler between what is read and what is done, and bare logs.
 fn episodes<E: Environment>(
     world: &E,
     skills: &[(Skill, f64)],
     count: usize,
-    answer_weight: f32,
+    (answer_weight, aloud): (f32, f64),
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sequence>, TrainError> {
@@ -181,18 +192,29 @@ fn episodes<E: Environment>(
     let mut made = Vec::with_capacity(count);
     for task in tasks {
         let logged = Logged::play(world, task, skills, false, rng);
-        let wordy = if rng.random_bool(0.3) { 0.7 } else { 0.0 };
-        let script = logged.script(world, |_| filler(wordy, 24, rng));
-        made.push(encode(&script, vocabulary, weight_of(answer_weight))?);
+        let script = if rng.random_bool(LOG_EPISODES) {
+            logged.log_script(world)
+        } else if aloud > 0.0 && rng.random_bool(aloud) {
+            logged.script(world, |index| match rng.random_bool(ALOUD_TURNS) {
+                true => named(&logged.steps[index].action, rng),
+                false => filler(0.3, 24, rng),
+            })
+        } else {
+            let wordy = if rng.random_bool(0.3) { 0.7 } else { 0.0 };
+            logged.script(world, |_| filler(wordy, 24, rng))
+        };
+        let own = skill_weight(logged.skill);
+        made.push(encode(&script, vocabulary, weight_of(answer_weight, own))?);
     }
     Ok(made)
 }
 
-fn weight_of(answer: f32) -> impl Fn(Piece) -> f32 {
+fn weight_of(answer: f32, own: f32) -> impl Fn(Piece) -> f32 {
     move |piece| match piece {
         Piece::Task => 0.02,
         Piece::Answer => answer,
-        _ => 1.0,
+        Piece::Settled => 1.0,
+        _ => own,
     }
 }
 

@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::run::{Report, StageRun, Watch};
 use super::{Schedule, base};
-use crate::text::{Logged, Piece, encode, filler, prose};
+use crate::text::{Logged, Piece, encode, filler, named_plan, prose};
 use crate::{Batch, LoraConfig, Sequence, TrainError, TrainablePolicy, Vocabulary};
 
 /// Share of mid-training episodes that carry blocks; the others keep the plain skill alive.
 const BLOCK_EPISODES: f64 = 0.65;
 /// Share of their steps that do.
 const BLOCK_STEPS: f64 = 0.9;
+/// Share of the other episodes' steps that name a whole plan, so that both arms learn to act by the first of several.
+const PLAN_STEPS: f64 = 0.6;
 
 /// What a text stage reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,7 +65,7 @@ pub struct TextStep {
 }
 
 /// How much a policy learns to *make* a move, by who made it. What follows from a move is learnt from everyone.
-fn skill_weight(skill: Skill) -> f32 {
+pub(super) fn skill_weight(skill: Skill) -> f32 {
     match skill.epsilon {
         it if it <= 0.1 => 1.0,
         it if it <= 0.3 => 0.3,
@@ -147,18 +149,24 @@ fn mid_episodes<E: Environment>(
     for task in tasks {
         let carries = blocks && rng.random_bool(BLOCK_EPISODES);
         let logged = Logged::play(world, task, E::LOGGING, carries, rng);
-        let script = logged.script(world, |index| match carries && rng.random_bool(BLOCK_STEPS) {
-            true => prose(&logged.imagined(world, index), rng),
-            false => filler(0.1, 24, rng),
+        let script = logged.script(world, |index| match (carries, rng.random_bool(BLOCK_STEPS)) {
+            (true, true) => prose(&logged.imagined(world, index), rng),
+            (true, false) => filler(0.1, 24, rng),
+            (false, _) => match rng.random_bool(PLAN_STEPS) {
+                true => named_plan(&logged.actions(index), rng),
+                false => filler(0.1, 24, rng),
+            },
         });
         let own = skill_weight(logged.skill);
         made.push(encode(&script, vocabulary, |piece| match piece {
             Piece::Task => 0.02,
             Piece::Answer => answer_weight,
             // Phrasings are drawn at random: only what they say is worth learning.
-            Piece::WorldModel => 0.3,
-            Piece::State => 2.0,
+            Piece::WorldModel => 0.15,
+            Piece::State => 1.5,
             Piece::Odds => 1.0,
+            // Three tokens of a turn decide whether the policy does what it planned.
+            Piece::Settled => 3.0,
             Piece::Plan | Piece::Policy => own,
         })?);
     }
@@ -189,6 +197,7 @@ pub(crate) fn tagged_traces<E: Environment>(
         traces.push(encode(&logged.tagged_script(world), vocabulary, |piece| match piece {
             Piece::Task | Piece::Answer => 0.0,
             Piece::WorldModel | Piece::State | Piece::Odds => 1.0,
+            Piece::Settled => 2.0,
             Piece::Plan | Piece::Policy => own,
         })?);
     }

@@ -45,13 +45,18 @@ pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
         script.push((Piece::WorldModel, imagined.verb.trim_end().to_string()));
         script.push((Piece::State, format!(" {state}")));
     }
-    let gap = match rng.random_range(0..4) {
-        0 => format!(" . {}", imagined.summary.1),
-        1 => format!(" . {} . {}", imagined.summary.0, imagined.summary.1),
-        _ => String::new(),
+    let (keyword, analysis) = &imagined.summary;
+    let concluded: &[&String] = match rng.random_range(0..4) {
+        0 | 1 => &[analysis],
+        2 => &[keyword, analysis],
+        _ => &[],
     };
+    for text in concluded {
+        script.push((Piece::WorldModel, " . ".into()));
+        script.push((Piece::State, (*text).clone()));
+    }
     let (before, after) = ODDS.choose(rng).copied().unwrap_or(ODDS[0]);
-    script.push((Piece::WorldModel, format!("{gap}{before}")));
+    script.push((Piece::WorldModel, before.into()));
     script.push((Piece::Odds, imagined.percent.to_string()));
     script.push((Piece::WorldModel, format!("{after} ")));
     script.retain(|(_, text)| !text.is_empty());
@@ -73,7 +78,7 @@ pub fn tagged(imagined: &Imagined, action: &str) -> Script {
     script.push((Piece::WorldModel, summary));
     script.push((Piece::Odds, imagined.percent.to_string()));
     script.push((Piece::WorldModel, "</confidence>".to_string()));
-    script.push((Piece::Policy, format!("\n<think>{THINK}</think><action>{action}</action>{END}")));
+    script.push((Piece::Settled, format!("\n<think>{THINK}</think><action>{action}</action>{END}")));
     script
 }
 

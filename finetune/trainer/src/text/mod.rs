@@ -35,12 +35,14 @@ pub enum Piece {
     Plan,
     /// The words around an imagined future.
     WorldModel,
-    /// An imagined state.
+    /// An imagined state, and what is concluded from it.
     State,
     /// The success estimate's number.
     Odds,
     /// Thought and action.
     Policy,
+    /// Thought and action behind a block whose first step they repeat.
+    Settled,
 }
 
 /// Text with its origin, in order.
@@ -91,6 +93,12 @@ impl<E: Environment> Logged<E> {
         (from..self.steps.len()).map(|it| (self.steps[it].action.clone(), after(it))).collect()
     }
 
+    /// The actions from a step on, as far as the world's horizon.
+    #[must_use]
+    pub fn actions(&self, from: usize) -> Vec<String> {
+        self.steps[from..].iter().take(E::HORIZON).map(|it| it.action.clone()).collect()
+    }
+
     /// What the block at a step imagines: the true future, as far as the world's horizon.
     #[must_use]
     pub fn imagined(&self, world: &E, index: usize) -> Imagined {
@@ -123,14 +131,30 @@ impl<E: Environment> Logged<E> {
         script
     }
 
+    /// The episode as a bare log: what was seen first, then a line for each action and what it led to.
+    #[must_use]
+    pub fn log_script(&self, world: &E) -> Script {
+        let first = self.steps.first().map_or(&self.last, |it| &it.state);
+        let mut script = vec![(Piece::Task, format!("{BOS}{}", world.observe(&self.task, first)))];
+        for (action, state) in self.future(0) {
+            script.push((Piece::Policy, format!("\n{action}")));
+            script.push((Piece::Answer, format!(" {}", world.observe(&self.task, &state))));
+        }
+        script.push((Piece::Answer, END.to_string()));
+        script
+    }
+
     /// The episode as a script; `before_action` writes what the policy says ahead of its action.
     pub fn script(&self, world: &E, mut before_action: impl FnMut(usize) -> Script) -> Script {
         let mut script = vec![(Piece::Task, BOS.to_string())];
         for (index, step) in self.steps.iter().enumerate() {
             let origin = if index == 0 { Piece::Task } else { Piece::Answer };
             script.push((origin, format!("{USER}{}{ASSISTANT}", world.observe(&self.task, &step.state))));
-            script.extend(before_action(index));
-            script.push((Piece::Policy, format!("<action>{}</action>{END}", step.action)));
+            let before = before_action(index);
+            let settled = before.iter().any(|it| it.0 == Piece::Plan);
+            script.extend(before);
+            let origin = if settled { Piece::Settled } else { Piece::Policy };
+            script.push((origin, format!("<action>{}</action>{END}", step.action)));
         }
         script.push((Piece::Answer, format!("{USER}{}{END}", world.observe(&self.task, &self.last))));
         script
@@ -145,6 +169,27 @@ pub fn filler(chance: f64, longest: usize, rng: &mut ChaCha8Rng) -> Script {
     let count = rng.random_range(1..=longest);
     let words: Vec<&str> = (0..count).filter_map(|_| FILLER.choose(rng).copied()).collect();
     vec![(Piece::Policy, format!("{} ", words.join(" ")))]
+}
+
+/// An action named among filler words, ahead of the turn's own action.
+pub fn named(action: &str, rng: &mut ChaCha8Rng) -> Script {
+    let mut script = filler(0.5, 4, rng);
+    script.push((Piece::Plan, format!("{action} ")));
+    script.extend(filler(0.8, 20, rng));
+    script
+}
+
+/// All actions that a plan comes to, without a word of what they lead to, ahead of the first of them.
+pub fn named_plan(actions: &[String], rng: &mut ChaCha8Rng) -> Script {
+    let joint = ["\n", " then ", " ; "].choose(rng).copied().unwrap_or("\n");
+    let mut script = filler(0.3, 3, rng);
+    for (index, action) in actions.iter().enumerate() {
+        let joint = if index == 0 { "" } else { joint };
+        script.push((Piece::Plan, format!("{joint}{action}")));
+    }
+    script.push((Piece::Policy, " ".into()));
+    script.extend(filler(0.8, 16, rng));
+    script
 }
 
 /// Tokens of a script, each piece weighed by its origin.
