@@ -4,7 +4,13 @@
 
 mod arrows;
 mod cli;
+#[cfg(all(feature = "train", feature = "serve"))]
+mod demo;
 mod docs;
+#[cfg(feature = "train")]
+mod gates;
+#[cfg(feature = "train")]
+mod greedy;
 mod oracle;
 mod program;
 mod recorded;

@@ -34,6 +34,14 @@ pub(crate) fn greedy(file: &Path, prompts: &[Value], n: usize) -> Vec<Completion
     answer["completions"].as_array().unwrap().iter().map(completion).collect()
 }
 
+/// Logits after the last token of each text, read in one batch.
+pub(crate) fn last_rows(file: &Path, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
+    let script = root().join("tests/oracle/llama_greedy.py");
+    let arguments = [script.to_str().unwrap(), file.to_str().unwrap()];
+    let answer: Value = serde_json::from_str(&python(&arguments, &json!({"rows": texts}).to_string())).unwrap();
+    serde_json::from_value(answer["rows"].clone()).unwrap()
+}
+
 #[test]
 fn the_oracle_is_the_pinned_one() {
     let pins = std::fs::read_to_string(root().join("tests/requirements.txt")).unwrap();

@@ -7,9 +7,11 @@ llama.cpp with special tokens parsed and none added, unless `"add_special": true
 Answer: `{"version": ..., "completions": [{"prompt_token_ids", "token_ids", "margins", "text"}]}`; `margins` holds
 the distance of the best logit to the second at each token, so that a near tie can be told from a wrong kernel.
 A completion ends before its end-of-generation token, or after `n` tokens.
+A request `{"rows": [[1, 2, 3], ...]}` asks for the logits after the last token of each, every text read in one batch.
+Its answer: `{"version": ..., "rows": [[...], ...]}`.
 
-Everything that is not said here stands at llama.cpp's own default (flash attention, repacking, KV in f16). No
-sampler is involved: the tokens are the arg max of the logits, the lowest id first among equals.
+Everything that is not said here stands where llama-cpp-python's own class `Llama` leaves it (repacking, KV in f16, no
+flash attention, whose sums in f16 are coarser than the products). No sampler is involved: the tokens are the arg max of the logits, the lowest id first among equals.
 """
 
 import argparse
@@ -91,13 +93,19 @@ def complete(context, vocab, prompt, n, ignore_eos):
     return {"prompt_token_ids": prompt, "token_ids": tokens, "margins": margins, "text": text}
 
 
+def last_row(context, vocab, tokens):
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    decode(context, tokens)
+    shape = (llama_cpp.llama_vocab_n_tokens(vocab),)
+    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=shape).tolist()
+
+
 def main():
     parser = argparse.ArgumentParser(description="Greedy tokens of stock llama.cpp.")
     parser.add_argument("file")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     request = json.load(sys.stdin)
-    n = request["n"]
 
     llama_cpp.llama_log_set(log_errors, None)
     llama_cpp.llama_backend_init()
@@ -106,16 +114,23 @@ def main():
         fail(f"llama.cpp cannot load {arguments.file}")
     vocab = llama_cpp.llama_model_get_vocab(model)
     add_special = request.get("add_special", False)
-    prompts = [tokenize(vocab, it, add_special) if isinstance(it, str) else it for it in request["prompts"]]
+    texts = request["rows"] if "rows" in request else request["prompts"]
+    prompts = [tokenize(vocab, it, add_special) if isinstance(it, str) else it for it in texts]
 
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = max(map(len, prompts)) + n
+    parameters.n_ctx = max(map(len, prompts)) + request.get("n", 0)
     parameters.n_threads = parameters.n_threads_batch = arguments.threads
+    parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
         fail("llama.cpp cannot make a context")
-    completions = [complete(context, vocab, it, n, request.get("ignore_eos", False)) for it in prompts]
-    json.dump({"version": llama_cpp.__version__, "completions": completions}, sys.stdout)
+    answer = {"version": llama_cpp.__version__}
+    if "rows" in request:
+        answer["rows"] = [last_row(context, vocab, it) for it in prompts]
+    else:
+        ignore_eos = request.get("ignore_eos", False)
+        answer["completions"] = [complete(context, vocab, it, request["n"], ignore_eos) for it in prompts]
+    json.dump(answer, sys.stdout)
     print()
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)

@@ -1,0 +1,171 @@
+//! The gates on purpose-made files: a copy passes, damage fails where it was done, too little evidence decides nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use fsq_blocks::Format;
+use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_gguf::{Draft, Gguf, TensorSpec, rewrite_metadata};
+use serde_json::Value;
+
+use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, json, text};
+use crate::tree::root;
+
+/// A small foresight policy: enough of the tagged format that nearly every step parses, little skill.
+const RECIPE: &str = r"
+seed = 1
+[fe-sft]
+material = { tagged = [400, 200] }
+lora = { rank = 32, alpha = 64.0 }
+steps = 240
+batch_tokens = 512
+mix = [0.55, 0.45]
+schedule = { learning_rate = 2e-3, warmup = 0.05, decay = 0.5 }
+";
+/// What the profile `demo` wants at least.
+const EPISODES: &str = "800";
+/// The first layer's keys find what came before; rough keys there leave nothing of any behaviour.
+const DAMAGED: &str = "blk.0.attn_k.weight";
+/// How far estimates are shifted.
+const SHIFT: f64 = 0.2;
+
+/// A foresight policy in f16, trained once for all tests of this file.
+fn policy() -> &'static Path {
+    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let made = FILE.get_or_init(|| {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (recipe, out) = (folder.path().join("gates.toml"), folder.path().join("out"));
+        std::fs::write(&recipe, RECIPE).unwrap();
+        let base = root().join("finetune/base");
+        succeeds(&["train", text(&recipe), "--from", text(&base), "--out", text(&out)]);
+        let merged = out.join("fe-sft/merged");
+        succeeds(&["quantize", text(&merged), "--to", "f16", "--name", "policy", "--out", text(folder.path())]);
+        let file = folder.path().join("policy-F16.gguf");
+        (folder, file)
+    });
+    &made.1
+}
+
+fn succeeds(arguments: &[&str]) {
+    let output = fsq(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Exit code, and what each gate said by its short name.
+fn gate(candidate: &Path, reference: &Path, episodes: &str) -> (Option<i32>, Vec<(String, Value)>) {
+    let files = ["gate", text(candidate), "--reference", text(reference)];
+    let output = fsq(&[&files[..], &["--environment", "countdown", "-n", episodes, "--json"]].concat());
+    let runs: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let gates = runs[0]["report"]["gates"].as_array().unwrap();
+    for gate in gates {
+        println!("{}", gate["sentence"].as_str().unwrap());
+    }
+    let named = |it: &Value| (it["id"].as_str().unwrap().to_owned(), it["verdict"]["answer"].clone());
+    (output.status.code(), gates.iter().map(named).collect())
+}
+
+#[track_caller]
+fn assert_answer(gates: &[(String, Value)], id: &str, answer: &str) {
+    let found: Vec<&Value> = gates.iter().filter(|it| it.0 == id).map(|it| &it.1).collect();
+    assert!(!found.is_empty() && found.iter().all(|it| *it == answer), "{id}: expected {answer}, found {found:?}");
+}
+
+#[test]
+fn an_identical_copy_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy.gguf");
+    std::fs::copy(policy(), &copy).unwrap();
+    let (code, gates) = gate(&copy, policy(), EPISODES);
+    assert_eq!(code, Some(0));
+    assert!(gates.iter().all(|it| it.1 == "pass"), "{gates:?}");
+}
+
+#[test]
+fn too_few_episodes_decide_nothing() {
+    let (code, gates) = gate(policy(), policy(), "32");
+    assert_eq!(code, INCONCLUSIVE);
+    assert_answer(&gates, "G1", "inconclusive");
+    assert!(gates.iter().all(|it| it.1 != "fail"), "{gates:?}");
+}
+
+#[test]
+fn one_attention_tensor_at_two_bits_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.gguf");
+    write_damaged(&Gguf::open(policy()).unwrap(), &damaged);
+    let (code, gates) = gate(&damaged, policy(), EPISODES);
+    assert_eq!(code, GATE_FAILED);
+    // Which of these it breaks first depends on the policy; calibration alone is not among them.
+    let broken = |it: &&(String, Value)| it.1 == "fail" && ["G1", "G5", "G6"].contains(&it.0.as_str());
+    assert!(gates.iter().any(|it| broken(&it)), "{gates:?}");
+}
+
+/// Rounds one tensor to four levels, all with one scale, and copies everything else.
+fn write_damaged(source: &Gguf, path: &Path) {
+    let spec =
+        |it: &fsq_gguf::TensorInfo| TensorSpec { name: it.name.clone(), format: it.format, shape: it.shape.clone() };
+    let specs: Vec<TensorSpec> = source.tensors().iter().map(spec).collect();
+    let mut draft = Draft::create(path, source.metadata(), &specs).unwrap();
+    for view in source.views() {
+        if view.name != DAMAGED {
+            draft.write(view.name, view.bytes).unwrap();
+            continue;
+        }
+        assert_eq!(view.format, Format::F16);
+        let mut weights = view.to_f32();
+        let largest = weights.iter().fold(0.0f32, |largest, it| largest.max(it.abs()));
+        for weight in &mut weights {
+            // -1, -1/3, 1/3 and 1 times the largest.
+            let level = (1.5 * (*weight / largest + 1.0)).round();
+            *weight = (level / 1.5 - 1.0) * largest;
+        }
+        let mut bytes = vec![0; view.bytes.len()];
+        Format::F16.encode(&weights, None, &mut bytes);
+        draft.write(view.name, &bytes).unwrap();
+    }
+    draft.finish().unwrap().publish().unwrap();
+}
+
+#[test]
+fn estimates_shifted_by_twenty_points_fail_the_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["eval", text(policy()), "--environment", "countdown", "-n", EPISODES, "--json"];
+    let row = json(&arguments);
+    let success = row["base_rate"].as_f64().unwrap();
+    let stated = success + row["signed_gap"]["value"].as_f64().unwrap();
+    // A map that pulls nine tenths of the way to a centre, so that estimates agree with outcomes on average.
+    let centre = (success - 0.1 * stated) / 0.9;
+    let shift = if success < 0.5 { SHIFT } else { -SHIFT };
+    let [right, shifted] = [("right", centre), ("shifted", centre + shift / 0.9)].map(|(name, centre)| {
+        let path = folder.path().join(name).with_extension("gguf");
+        write_with_map(policy(), &path, centre);
+        path
+    });
+    let (code, gates) = gate(&right, &right, EPISODES);
+    assert_eq!(code, Some(0), "{gates:?}");
+    let (code, gates) = gate(&shifted, &right, EPISODES);
+    assert_eq!(code, GATE_FAILED);
+    assert_answer(&gates, "G3", "fail");
+    for untouched in ["G1", "G2", "G4", "G5", "G6", "G7"] {
+        assert_answer(&gates, untouched, "pass");
+    }
+}
+
+/// The same tensors with a recalibration map.
+fn write_with_map(source: &Path, path: &Path, centre: f64) {
+    let source = Gguf::open(source).unwrap();
+    let mut metadata = source.metadata().clone();
+    let parameters = format!("0.9,{}", centre.clamp(0.0, 1.0));
+    let digest = "0".repeat(64);
+    let pairs = [("family", "shrinkage"), ("parameters", &parameters), ("n", "800"), ("digest", &digest)];
+    for (key, value) in pairs {
+        metadata.insert(format!("fsq.recalibration.{key}"), value);
+    }
+    let texts = metadata.iter().filter_map(|(key, value)| match value {
+        fsq_gguf::Value::String(text) => Some((key, text.as_str())),
+        _ => None,
+    });
+    assert!(RecalibrationMap::from_pairs(texts).unwrap().is_some());
+    rewrite_metadata(&source, &metadata, path).unwrap().publish().unwrap();
+}
