@@ -8,6 +8,7 @@ mod isotonic;
 mod logistic;
 mod metadata;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -134,13 +135,13 @@ pub enum RecalibrationError {
     #[error("metadata key `{key}`: expected a value beside the other `fsq.recalibration` keys, found none")]
     MissingKey {
         /// The key.
-        key: &'static str,
+        key: String,
     },
     /// A metadata value is not what the key holds.
     #[error("metadata key `{key}`: expected {expected}, found `{found}`")]
     InvalidValue {
         /// The key.
-        key: &'static str,
+        key: String,
         /// What it should hold.
         expected: &'static str,
         /// What it holds, cut to a readable length.
@@ -281,6 +282,40 @@ impl RecalibrationMap {
     /// SHA-256 of those outcomes, in hexadecimal, whatever their order was.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+}
+
+/// The maps that travel with one file: one over everything, and one for each environment that was fitted apart.
+///
+/// What a policy states means different things in different worlds; one map over two of them is calibrated in neither.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecalibrationMaps {
+    overall: RecalibrationMap,
+    by_environment: BTreeMap<String, RecalibrationMap>,
+}
+
+impl RecalibrationMaps {
+    /// One map for all places alike.
+    pub fn overall(map: RecalibrationMap) -> Self {
+        Self { overall: map, by_environment: BTreeMap::new() }
+    }
+
+    /// Fits a map in each environment, and one over all their outcomes.
+    ///
+    /// # Errors
+    /// As [`RecalibrationMap::fit`].
+    pub fn fit(outcomes: &BTreeMap<String, Vec<Outcome>>) -> Result<Self, RecalibrationError> {
+        let all: Vec<Outcome> = outcomes.values().flatten().copied().collect();
+        let fit = |(environment, own): (&String, &Vec<Outcome>)| Ok((environment.clone(), RecalibrationMap::fit(own)?));
+        Ok(Self {
+            overall: RecalibrationMap::fit(&all)?,
+            by_environment: outcomes.iter().map(fit).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The map of an environment; the one over everything where it has none of its own, or none is named.
+    pub fn of(&self, environment: Option<&str>) -> &RecalibrationMap {
+        environment.and_then(|it| self.by_environment.get(it)).unwrap_or(&self.overall)
     }
 }
 

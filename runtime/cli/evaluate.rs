@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use fsq_calibrate::gates::EpisodeRecord;
 use fsq_calibrate::intervals::{Interval, wilson};
 use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
 use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
@@ -133,8 +133,9 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
         show(episode);
     }
     let name = arguments.file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
-    let map = map_of(&Gguf::open(&arguments.file)?)?;
-    let row = row(&name, &played, map.as_ref(), std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
+    let maps = maps_of(&Gguf::open(&arguments.file)?)?;
+    let map = maps.as_ref().map(|it| it.of(Some(&played.environment)));
+    let row = row(&name, &played, map, std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
     if globals.json {
         output::print_json(&row)?
     } else {
@@ -154,13 +155,13 @@ fn show(episode: &Episode) {
     eprintln!("> {}   [{}]\n", episode.last_observation, if episode.success { "success" } else { "failure" });
 }
 
-/// The recalibration map in a file.
-pub(crate) fn map_of(gguf: &Gguf) -> anyhow::Result<Option<RecalibrationMap>> {
+/// The recalibration maps in a file.
+pub(crate) fn maps_of(gguf: &Gguf) -> anyhow::Result<Option<RecalibrationMaps>> {
     let pairs = gguf.metadata().iter().filter_map(|(key, value)| match value {
         Value::String(text) => Some((key, text.as_str())),
         _ => None,
     });
-    Ok(RecalibrationMap::from_pairs(pairs)?)
+    Ok(RecalibrationMaps::from_pairs(pairs)?)
 }
 
 /// Plays a file's policy.

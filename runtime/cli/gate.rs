@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fsq_calibrate::gates::{Evaluation, GateProfile, Report, Verdict, judge};
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_environments::Split;
 use fsq_episodes::Format;
 use fsq_gguf::Gguf;
 
-use crate::evaluate::{Plan, Played, World, map_of, play_file};
+use crate::evaluate::{Plan, Played, World, maps_of, play_file};
 use crate::failure::{Outcome, Refusal};
 use crate::progress::Progress;
 use crate::report::record::GateRun;
@@ -44,7 +44,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &GateArguments) -> anyhow::R
     let progress = Progress::new();
     let mut sides = Vec::new();
     for file in [&arguments.reference, &arguments.candidate] {
-        let map = map_of(&Gguf::open(file)?)?;
+        let maps = maps_of(&Gguf::open(file)?)?;
         let mut played = Vec::new();
         for world in &worlds {
             progress.stage(format!("{} in {}", name_of(file), world.name()), arguments.episodes as u64);
@@ -58,7 +58,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &GateArguments) -> anyhow::R
             };
             played.push(play_file(file, &plan, globals.threads(), &mut |it| progress.set(it as u64))?.0);
         }
-        sides.push((name_of(file), played, map));
+        sides.push((name_of(file), played, maps));
     }
     progress.finish();
     let [reference, candidate] = &sides[..] else { return Err(anyhow::anyhow!("two sides were played")) };
@@ -90,8 +90,8 @@ pub(crate) fn profile(name: &str) -> anyhow::Result<GateProfile> {
     Ok(profile)
 }
 
-/// What one side showed, and its own recalibration map.
-pub(crate) type Side<'a> = (&'a [Played], Option<&'a RecalibrationMap>);
+/// What one side showed, and its own recalibration maps.
+pub(crate) type Side<'a> = (&'a [Played], Option<&'a RecalibrationMaps>);
 
 /// Judges world by world.
 pub(crate) fn judge_worlds(
@@ -99,9 +99,9 @@ pub(crate) fn judge_worlds(
     candidate: Side<'_>,
     profile: &GateProfile,
 ) -> anyhow::Result<Vec<(String, Report)>> {
-    let side = |played: &Played, map: Option<&RecalibrationMap>| Evaluation {
+    let side = |played: &Played, maps: Option<&RecalibrationMaps>| Evaluation {
         episodes: played.records.clone(),
-        recalibration: map.cloned(),
+        recalibration: maps.map(|it| it.of(Some(&played.environment)).clone()),
     };
     let mut reports = Vec::new();
     for (ours, theirs) in candidate.0.iter().zip(reference.0) {

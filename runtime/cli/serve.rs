@@ -51,7 +51,7 @@ mod enabled {
 
     use anyhow::Context;
     use fsq_calibrate::gates::Confidence;
-    use fsq_calibrate::recalibration::RecalibrationMap;
+    use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
     use fsq_gguf::{Gguf, Metadata};
     use fsq_kernels::Cpu;
     use fsq_model::{ChatTemplate, Decoder, DecoderOptions, KvFormat, TokenId, Tokenizer};
@@ -120,9 +120,9 @@ mod enabled {
             decoder: Decoder::load(gguf, options).with_context(file)?,
             template: template.with_context(file)?,
             tokenizer,
-            recalibration: RecalibrationMap::from_pairs(pairs)
+            recalibration: RecalibrationMaps::from_pairs(pairs)
                 .with_context(file)?
-                .unwrap_or_else(RecalibrationMap::identity),
+                .unwrap_or_else(|| RecalibrationMaps::overall(RecalibrationMap::identity())),
             facts: facts(gguf, fields)?,
         })
     }
@@ -171,7 +171,7 @@ mod enabled {
             || "never judged by gates".to_owned(),
             |it| format!("gates of profile {}: {}", it.profile, it.verdict),
         );
-        let map = policy.recalibration.family().name();
+        let map = policy.recalibration.of(None).family().name();
         let path = policy.decoder.backend().path();
         format!("{}: {gate}; recalibration map {map}; on the processor ({path})", facts.name)
     }

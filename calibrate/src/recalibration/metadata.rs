@@ -1,27 +1,22 @@
 //! Recalibration maps as the key-value metadata of a weights file, and back with every value proved.
 
-use super::isotonic::Knots;
-use super::{Curve, Family, RecalibrationError, RecalibrationMap};
+use std::collections::BTreeMap;
 
-const FAMILY: &str = "fsq.recalibration.family";
-const PARAMETERS: &str = "fsq.recalibration.parameters";
-const N: &str = "fsq.recalibration.n";
-const DIGEST: &str = "fsq.recalibration.digest";
+use super::isotonic::Knots;
+use super::{Curve, Family, RecalibrationError, RecalibrationMap, RecalibrationMaps};
+
+/// What the keys of the map over everything begin with; those of an environment have its name and a dot after it.
+const PREFIX: &str = "fsq.recalibration.";
+const KEYS: [&str; 4] = ["family", "parameters", "n", "digest"];
 
 impl RecalibrationMap {
     /// The map as metadata. Numbers are written so that reading gives the same bits back; several
     /// are separated by commas.
-    pub fn to_pairs(&self) -> Vec<(&'static str, String)> {
-        let parameters: Vec<String> = self.parameters().iter().map(f64::to_string).collect();
-        vec![
-            (FAMILY, self.family().name().to_owned()),
-            (PARAMETERS, parameters.join(",")),
-            (N, self.n.to_string()),
-            (DIGEST, self.digest.clone()),
-        ]
+    pub fn to_pairs(&self) -> Vec<(String, String)> {
+        self.to_pairs_under(PREFIX)
     }
 
-    /// The map in some metadata; other keys are passed over. `None` if there is no key of a map.
+    /// The map over everything in some metadata; other keys are passed over. `None` if there is no key of it.
     ///
     /// # Errors
     /// A map that is there in part, or a value no fit could have written: slopes that turn the order
@@ -29,39 +24,87 @@ impl RecalibrationMap {
     pub fn from_pairs<K: AsRef<str>, V: AsRef<str>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Option<Self>, RecalibrationError> {
-        let keys = [FAMILY, PARAMETERS, N, DIGEST];
-        let mut values: [Option<V>; 4] = [const { None }; 4];
-        for (key, value) in pairs {
-            if let Some(at) = keys.iter().position(|it| *it == key.as_ref()) {
-                values[at] = Some(value);
-            }
-        }
-        if values.iter().all(Option::is_none) {
+        Self::from_values_under(PREFIX, &values(pairs))
+    }
+
+    fn to_pairs_under(&self, prefix: &str) -> Vec<(String, String)> {
+        let parameters: Vec<String> = self.parameters().iter().map(f64::to_string).collect();
+        let values = [self.family().name().to_owned(), parameters.join(","), self.n.to_string(), self.digest.clone()];
+        KEYS.iter().map(|it| format!("{prefix}{it}")).zip(values).collect()
+    }
+
+    fn from_values_under(prefix: &str, values: &Values) -> Result<Option<Self>, RecalibrationError> {
+        let keys = KEYS.map(|it| format!("{prefix}{it}"));
+        if keys.iter().all(|it| !values.contains_key(it)) {
             return Ok(None);
         }
         let value = |at: usize| {
-            let key = keys[at];
-            values[at].as_ref().map(V::as_ref).ok_or(RecalibrationError::MissingKey { key })
+            let key = &keys[at];
+            values.get(key).map(String::as_str).ok_or_else(|| RecalibrationError::MissingKey { key: key.clone() })
         };
         let family = Family::from_name(value(0)?)
-            .ok_or_else(|| invalid(FAMILY, "the name of a family", value(0).unwrap_or_default()))?;
-        let curve = curve(family, value(1)?)?;
+            .ok_or_else(|| invalid(&keys[0], "the name of a family", value(0).unwrap_or_default()))?;
+        let curve = curve(family, &keys[1], value(1)?)?;
         let n = value(2)?.parse().ok().filter(|&n: &usize| n > 0 || family == Family::Identity);
-        let n = n.ok_or_else(|| invalid(N, "a number of outcomes", value(2).unwrap_or_default()))?;
+        let n = n.ok_or_else(|| invalid(&keys[2], "a number of outcomes", value(2).unwrap_or_default()))?;
         let digest = value(3)?;
         if digest.len() != 64 || !digest.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(invalid(DIGEST, "64 lower-case hexadecimal digits", digest));
+            return Err(invalid(&keys[3], "64 lower-case hexadecimal digits", digest));
         }
         Ok(Some(Self { curve, n, digest: digest.to_owned() }))
     }
 }
 
-fn invalid(key: &'static str, expected: &'static str, found: &str) -> RecalibrationError {
-    const CHARACTERS_MAX: usize = 60;
-    RecalibrationError::InvalidValue { key, expected, found: found.chars().take(CHARACTERS_MAX).collect() }
+impl RecalibrationMaps {
+    /// All maps as metadata, the one over everything first.
+    pub fn to_pairs(&self) -> Vec<(String, String)> {
+        let own = self.by_environment.iter();
+        let own = own.flat_map(|(environment, map)| map.to_pairs_under(&format!("{PREFIX}{environment}.")));
+        self.overall.to_pairs().into_iter().chain(own).collect()
+    }
+
+    /// The maps in some metadata; other keys are passed over. `None` if there is no key of any.
+    ///
+    /// # Errors
+    /// As [`RecalibrationMap::from_pairs`]; also where environments have maps but everything together has none.
+    pub fn from_pairs<K: AsRef<str>, V: AsRef<str>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Option<Self>, RecalibrationError> {
+        let values = values(pairs);
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let key = || format!("{PREFIX}{}", KEYS[0]);
+        let overall = RecalibrationMap::from_values_under(PREFIX, &values)?;
+        let overall = overall.ok_or_else(|| RecalibrationError::MissingKey { key: key() })?;
+        let mut by_environment = BTreeMap::new();
+        for key in values.keys() {
+            let Some((environment, _)) = key[PREFIX.len()..].rsplit_once('.') else { continue };
+            let map = RecalibrationMap::from_values_under(&format!("{PREFIX}{environment}."), &values)?;
+            by_environment.extend(map.map(|it| (environment.to_owned(), it)));
+        }
+        Ok(Some(Self { overall, by_environment }))
+    }
 }
 
-fn curve(family: Family, written: &str) -> Result<Curve, RecalibrationError> {
+/// Metadata of maps, by key.
+type Values = BTreeMap<String, String>;
+
+fn values<K: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (K, V)>) -> Values {
+    let of_maps = pairs.into_iter().filter(|it| it.0.as_ref().starts_with(PREFIX));
+    of_maps.map(|it| (it.0.as_ref().to_owned(), it.1.as_ref().to_owned())).collect()
+}
+
+fn invalid(key: &str, expected: &'static str, found: &str) -> RecalibrationError {
+    const CHARACTERS_MAX: usize = 60;
+    RecalibrationError::InvalidValue {
+        key: key.to_owned(),
+        expected,
+        found: found.chars().take(CHARACTERS_MAX).collect(),
+    }
+}
+
+fn curve(family: Family, key: &str, written: &str) -> Result<Curve, RecalibrationError> {
     let expected = match family {
         Family::Identity => "no parameters",
         Family::Shrinkage => "a weight and a base rate in 0..=1",
@@ -70,7 +113,7 @@ fn curve(family: Family, written: &str) -> Result<Curve, RecalibrationError> {
         Family::Beta => "two slopes, not negative, and an offset",
         Family::Isotonic => "ascending places and as many values that never descend, in 0..=1",
     };
-    let wrong = || invalid(PARAMETERS, expected, written);
+    let wrong = || invalid(key, expected, written);
     let numbers: Result<Vec<f64>, _> = written.split(',').filter(|_| !written.is_empty()).map(str::parse).collect();
     let numbers = numbers.ok().filter(|it| it.iter().all(|number| number.is_finite())).ok_or_else(wrong)?;
     let share = |number: f64| (0.0..=1.0).contains(&number);

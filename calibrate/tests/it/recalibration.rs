@@ -2,7 +2,7 @@
 
 use fsq_calibrate::Stated;
 use fsq_calibrate::metrics::{Metrics, Outcome};
-use fsq_calibrate::recalibration::{Family, RecalibrationError, RecalibrationMap};
+use fsq_calibrate::recalibration::{Family, RecalibrationError, RecalibrationMap, RecalibrationMaps};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -157,7 +157,36 @@ fn metadata_that_no_fit_wrote_is_refused() {
     assert!(read("platt", "1,2", "5", "abc").is_err());
     assert_eq!(RecalibrationMap::from_pairs([("general.name", "x")]), Ok(None));
     let partial = RecalibrationMap::from_pairs([("fsq.recalibration.n", "5")]);
-    assert_eq!(partial, Err(RecalibrationError::MissingKey { key: "fsq.recalibration.family" }));
+    assert_eq!(partial, Err(RecalibrationError::MissingKey { key: "fsq.recalibration.family".into() }));
+}
+
+#[test]
+fn each_environment_has_the_map_of_its_own_outcomes() {
+    // The same words, which mean one success in five here and four in five there.
+    let worlds = [("hard", 0.2), ("easy", 0.8)];
+    let outcomes = |seed| {
+        worlds.map(|(name, truth)| {
+            let own = if truth < 0.5 { draw(400, seed, |_| 0.2) } else { draw(400, seed, |_| 0.8) };
+            (name.to_owned(), own)
+        })
+    };
+    let maps = RecalibrationMaps::fit(&outcomes(1).into()).unwrap();
+    let fresh = outcomes(2);
+    for (name, own) in &fresh {
+        let gap = |map| mapped(map, own).signed_gap.unwrap().abs();
+        assert!(gap(maps.of(Some(name))) < 0.06, "{name}");
+        assert!(gap(maps.of(None)) > 0.2, "{name}");
+    }
+    assert_eq!(maps.of(Some("elsewhere")), maps.of(None));
+    assert_eq!(maps.of(None).n(), 800);
+    assert_eq!(RecalibrationMaps::from_pairs(maps.to_pairs()).unwrap().unwrap(), maps);
+    assert_eq!(RecalibrationMap::from_pairs(maps.to_pairs()).unwrap().unwrap(), *maps.of(None));
+    let without = |lost: &str| {
+        let kept = maps.to_pairs().into_iter().filter(move |it| !it.0.contains(lost));
+        RecalibrationMaps::from_pairs(kept).unwrap_err().to_string()
+    };
+    assert!(without("recalibration.easy.n").contains("`fsq.recalibration.easy.n`"));
+    assert!(without("recalibration.family").contains("`fsq.recalibration.family`"));
 }
 
 proptest! {

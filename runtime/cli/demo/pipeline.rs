@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fsq_calibrate::gates::Report;
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_environments::Split;
 use fsq_episodes::Format;
@@ -43,7 +43,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// Enough for the demo's gates to decide.
-    pub(super) const FULL: Self = Self { test: 1000, calibration: 400 };
+    pub(super) const FULL: Self = Self { test: 1000, calibration: 800 };
     /// Enough to see that everything runs.
     pub(super) const QUICK: Self = Self { test: 96, calibration: 60 };
 }
@@ -73,7 +73,7 @@ impl Demo<'_> {
         let base_folder = self.out.join("base");
         let start = base::open(&base_folder)?;
         let stages = [self.arm.mid_stage(), Stage::FeSft, Stage::FcRl];
-        let mut rows = self.rows_of("base", &start, Format::Plain)?;
+        let mut rows = self.rows_of("base", &start)?;
         let mut seconds = Vec::new();
         let mut from = start;
         for stage in stages {
@@ -84,8 +84,9 @@ impl Demo<'_> {
             from = Checkpoint::open(&merged)?;
             match stage {
                 Stage::FcRl => {}
-                Stage::FeSft => rows.append(&mut self.rows_of(stage.title(), &from, Format::Foresight)?),
-                _ => rows.append(&mut self.rows_of(stage.title(), &from, Format::Plain)?),
+                // With a map of its own, so that what FC-RL adds to recalibration can be seen.
+                Stage::FeSft => rows.append(&mut self.judged_file(stage.title(), &from, &[], Mix::F16)?.rows(false)?),
+                _ => rows.append(&mut self.rows_of(stage.title(), &from)?),
             }
         }
         let mut files = self.files(&base_folder, &stages)?;
@@ -104,11 +105,11 @@ impl Demo<'_> {
         self.arm_folder().join(stage.folder())
     }
 
-    /// Rows of a checkpoint that is no file yet, played from its 16-bit file.
-    fn rows_of(&self, policy: &str, checkpoint: &Checkpoint, format: Format) -> anyhow::Result<Vec<Row>> {
+    /// Rows of a checkpoint that does not foresee yet, played from its 16-bit file.
+    fn rows_of(&self, policy: &str, checkpoint: &Checkpoint) -> anyhow::Result<Vec<Row>> {
         let file = self.draft_file(policy, checkpoint, &[], Mix::F16)?;
         let mut rows = Vec::new();
-        for played in self.play_all(policy, &file, Split::Test, format)? {
+        for played in self.play_all(policy, &file, Split::Test, Format::Plain)? {
             rows.push(row(policy, &played, None, None));
         }
         Ok(rows)
@@ -166,14 +167,14 @@ impl Demo<'_> {
         let adapters: Vec<Adapter> = adapters.collect::<Result<_, _>>()?;
         let mut files = Files::default();
         let reference = self.judged_file("FC-RL", &checkpoint, &adapters, Mix::F16)?;
-        files.rows.append(&mut reference.rows("FC-RL")?);
+        files.rows.append(&mut reference.rows(true)?);
         let limits = profile("demo")?;
         for mix in FORMATS {
             let candidate = self.judged_file(mix.name(), &checkpoint, &adapters, mix)?;
-            files.rows.append(&mut candidate.rows(mix.name())?);
+            files.rows.append(&mut candidate.rows(true)?);
             let reports = judge_worlds(
-                (&reference.test, Some(&reference.map)),
-                (&candidate.test, Some(&candidate.map)),
+                (&reference.test, Some(&reference.maps)),
+                (&candidate.test, Some(&candidate.maps)),
                 &limits,
             )?;
             files.gates.append(&mut gate_runs("FC-RL", mix.name(), &reports)?);
@@ -200,10 +201,10 @@ impl Demo<'_> {
     ) -> anyhow::Result<JudgedFile> {
         let file = self.draft_file(name, checkpoint, adapters, mix)?;
         let calibration = self.play_all(name, &file, Split::Calibration, Format::Foresight)?;
-        let outcomes: Vec<_> = calibration.iter().flat_map(|it| forecasts(&it.records, None)).collect();
-        let map = RecalibrationMap::fit(&outcomes)?;
+        let outcomes = calibration.iter().map(|it| (it.environment.clone(), forecasts(&it.records, None))).collect();
+        let maps = RecalibrationMaps::fit(&outcomes)?;
         let test = self.play_all(name, &file, Split::Test, Format::Foresight)?;
-        Ok(JudgedFile { file, test, map })
+        Ok(JudgedFile { name: name.into(), file, test, maps })
     }
 
     /// Losses and reinforcement steps, for the report.
@@ -238,17 +239,21 @@ fn rl_step(step: &fc_rl::RlStep) -> RlStep {
     }
 }
 
-/// A file with what it showed, and the map fitted on tasks that no gate sees.
+/// A file with what it showed, and the maps fitted on tasks that no gate sees.
 struct JudgedFile {
+    name: String,
     file: PathBuf,
     test: Vec<Played>,
-    map: RecalibrationMap,
+    maps: RecalibrationMaps,
 }
 
 impl JudgedFile {
-    fn rows(&self, policy: &str) -> anyhow::Result<Vec<Row>> {
+    /// Rows, with the size where the file is one that could be served.
+    fn rows(&self, with_size: bool) -> anyhow::Result<Vec<Row>> {
         let bytes = std::fs::metadata(&self.file).with_context(|| self.file.display().to_string())?.len();
-        Ok(self.test.iter().map(|it| row(policy, it, Some(&self.map), Some(bytes))).collect())
+        let bytes = with_size.then_some(bytes);
+        let row = |it: &Played| row(&self.name, it, Some(self.maps.of(Some(&it.environment))), bytes);
+        Ok(self.test.iter().map(row).collect())
     }
 }
 
@@ -294,8 +299,8 @@ fn publish(candidate: &JudgedFile, reports: Vec<(String, Report)>, path: &Path) 
     }
     let source = Gguf::open(&candidate.file)?;
     let mut metadata = source.metadata().clone();
-    for (key, value) in candidate.map.to_pairs() {
-        metadata.insert(key, value);
+    for (key, value) in candidate.maps.to_pairs() {
+        metadata.insert(key.as_str(), value.as_str());
     }
     let identity = identity::of(&source, &metadata);
     metadata.insert(identity::KEY, identity);

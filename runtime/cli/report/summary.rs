@@ -159,26 +159,32 @@ fn odds(before: &Row, after: &Row) -> Vec<String> {
         let constant = after
             .brier_constant
             .map_or_else(String::new, |it| format!("; always saying the base rate would score {it:.3}"));
-        let mapped = after.estimate.as_ref().and_then(|it| it.brier);
-        let mapped = mapped.map_or_else(String::new, |it| format!(", {:.3} after the recalibration map", it.value));
+        let mapped = |row: &Row| row.estimate.as_ref().and_then(|it| it.brier).map(|it| format!("{:.3}", it.value));
         sentences.push(format!(
-            "FC-RL took the Brier score of its odds from {:.3} to {:.3}{mapped} ({}{constant}).",
+            "FC-RL took the Brier score of its odds from {:.3}{} to {:.3}{} ({}{constant}).",
             from.value,
+            after_map(mapped(before)),
             to.value,
+            after_map(mapped(after)),
             compared(from, to)
         ));
     }
     if let (Some(from), Some(to)) = (before.signed_gap, after.signed_gap) {
-        let mapped = after.estimate.as_ref().and_then(|it| it.signed_gap);
-        let mapped = mapped.map_or_else(String::new, |it| format!(", {} after the map", points(it.value)));
+        let mapped = |row: &Row| row.estimate.as_ref().and_then(|it| it.signed_gap).map(|it| points(it.value));
         sentences.push(format!(
-            "Odds and outcomes differ by {} points before and {} after FC-RL{mapped} ({}).",
+            "Odds and outcomes differ by {} points{} before FC-RL and by {}{} after it ({}).",
             points(from.value),
+            after_map(mapped(before)),
             points(to.value),
+            after_map(mapped(after)),
             compared(from, to)
         ));
     }
     sentences
+}
+
+fn after_map(value: Option<String>) -> String {
+    value.map_or_else(String::new, |it| format!(" (with a recalibration map {it})"))
 }
 
 /// What two intervals show.

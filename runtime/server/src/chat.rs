@@ -141,7 +141,7 @@ pub(crate) async fn completions(State(shared): State<Arc<Shared>>, request: Requ
     let answers = collect(events, vec![String::new(); n_answers]).await?;
     let (mut plans, mut logprobs) = (Vec::new(), Vec::new());
     for Answer { text, ending, logprobs: of_answer } in answers {
-        plans.push(Plan::new(text, ending, &shared.recalibration));
+        plans.push(Plan::new(text, ending, shared.recalibration.of(None)));
         logprobs.push(of_answer);
     }
     let plans = record(&shared, heading.task, plans).await?;

@@ -30,7 +30,9 @@ struct Asked {
     turns: Vec<Turn>,
     /// Beginnings to go on from; an empty one leaves everything to the policy.
     beginnings: Vec<String>,
-    /// Whether estimates may be chosen by, where this request comes from.
+    /// Where the state comes from, if that was said.
+    environment: Option<String>,
+    /// Whether estimates may be chosen by there.
     confidence: Option<Confidence>,
     common: Common,
 }
@@ -40,9 +42,11 @@ struct Asked {
 /// `state` is the text of one user turn, `messages` a whole chat instead. Plans are sampled (`plans`, 4 unless
 /// given), or go on from `candidates`: each is the beginning of an answer, at most up to its `<confidence>`; one
 /// that does not begin with `<imaginary>` is taken as the beginning of the rollout. `environment` names the one of the
-/// file's judged environments that the state is from; without it a plan is chosen only if estimates hold in all of them.
+/// file's judged environments that the state is from, whose map and verdict then hold; without it estimates come from
+/// the map over all of them, and a plan is chosen only if estimates hold in all.
 pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Refusal> {
-    let Asked { turns, beginnings, confidence, common } = read(read_fields(&shared, request).await?, &shared)?;
+    let Asked { turns, beginnings, environment, confidence, common } =
+        read(read_fields(&shared, request).await?, &shared)?;
     let prompt = encode_chat(&shared.tokenizer, &shared.template, &turns)?;
     let task = chat::task(&prompt);
     let n_prompt = prompt.len();
@@ -54,8 +58,8 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
     let tokens_max = common.tokens_max.unwrap_or(TOKENS_DEFAULT);
     let ask = Ask { prompt, draws, tokens_max, stop_texts: Vec::new(), top_logprobs: 0 };
     let answers = chat::collect(shared.submit(ask)?, beginnings).await?;
-    let mut plans: Vec<Plan> =
-        answers.into_iter().map(|it| Plan::new(it.text, it.ending, &shared.recalibration)).collect();
+    let map = shared.recalibration.of(environment.as_deref());
+    let mut plans: Vec<Plan> = answers.into_iter().map(|it| Plan::new(it.text, it.ending, map)).collect();
     plans = chat::record(&shared, task, plans).await?;
     let choice = choose(&plans, confidence);
     let n_generated: usize = plans.iter().map(|it| it.ending.n_tokens).sum();
@@ -68,7 +72,7 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
         "chosen": choice.as_ref().ok(),
         "reason": choice.as_ref().err(),
         "confidence": confidence_name(confidence),
-        "recalibration": recalibration(&shared),
+        "recalibration": recalibration(map),
         "seed": common.seed,
         "usage": chat::usage(n_prompt, n_generated),
     })))
@@ -94,22 +98,23 @@ fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
         (_, Some(candidates)) => (0..).zip(candidates).map(beginning).collect::<Result<_, _>>()?,
         (n_plans, None) => vec![String::new(); n_plans.unwrap_or(PLANS_DEFAULT) as usize],
     };
-    let confidence = confidence_in(fields.text("environment")?, &shared.facts)?;
+    let environment = fields.text("environment")?;
+    let confidence = confidence_in(environment.as_deref(), &shared.facts)?;
     let common = Common::take(&mut fields, shared)?;
     fields.finish()?;
-    Ok(Asked { turns, beginnings, confidence, common })
+    Ok(Asked { turns, beginnings, environment, confidence, common })
 }
 
 /// What the gates found of estimates in an environment, or in all of them.
-fn confidence_in(environment: Option<String>, facts: &PolicyFacts) -> Result<Option<Confidence>, Refusal> {
+fn confidence_in(environment: Option<&str>, facts: &PolicyFacts) -> Result<Option<Confidence>, Refusal> {
     let Some(environment) = environment else { return Ok(facts.confidence) };
-    facts.confidence_in.get(&environment).copied().map(Some).ok_or_else(|| {
+    facts.confidence_in.get(environment).copied().map(Some).ok_or_else(|| {
         let judged: Vec<&str> = facts.confidence_in.keys().map(String::as_str).collect();
         let expected = match judged.is_empty() {
             true => "no environment, since this file was judged in none".to_owned(),
             false => format!("one that this file was judged in: {}", judged.join(", ")),
         };
-        Refusal::field("environment", &expected, &Value::String(environment))
+        Refusal::field("environment", &expected, &Value::String(environment.to_owned()))
     })
 }
 

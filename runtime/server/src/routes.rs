@@ -11,6 +11,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use fsq_calibrate::gates::Confidence;
+use fsq_calibrate::recalibration::RecalibrationMap;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -139,7 +140,7 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
                 "context_tokens": shared.context_tokens,
                 "confidence": confidence_name(facts.confidence),
                 "confidence_in": facts.confidence_in,
-                "recalibration": recalibration(&shared),
+                "recalibration": recalibration(shared.recalibration.of(None)),
                 "gate": gate,
             },
         }],
@@ -152,8 +153,8 @@ pub(crate) fn confidence_name(confidence: Option<Confidence>) -> Value {
 }
 
 /// The map that estimates come from.
-pub(crate) fn recalibration(shared: &Shared) -> Value {
-    json!({"family": shared.recalibration.family(), "n": shared.recalibration.n()})
+pub(crate) fn recalibration(map: &RecalibrationMap) -> Value {
+    json!({"family": map.family(), "n": map.n()})
 }
 
 async fn live(State(shared): State<Arc<Shared>>) -> Response {

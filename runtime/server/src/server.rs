@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fsq_calibrate::gates::Confidence;
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_model::{ChatTemplate, Decode, ModelError, TokenId, Tokenizer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -34,8 +34,8 @@ pub struct Policy<D> {
     pub tokenizer: Tokenizer,
     /// Lays out its chats.
     pub template: ChatTemplate,
-    /// From what it states to what that has meant; the identity where none was fitted.
-    pub recalibration: RecalibrationMap,
+    /// From what it states to what that has meant, by environment; the identity where none was fitted.
+    pub recalibration: RecalibrationMaps,
     /// What its file says.
     pub facts: PolicyFacts,
 }
@@ -118,7 +118,7 @@ impl Default for Limits {
 pub(crate) struct Shared {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: ChatTemplate,
-    pub(crate) recalibration: RecalibrationMap,
+    pub(crate) recalibration: RecalibrationMaps,
     pub(crate) facts: PolicyFacts,
     pub(crate) limits: Limits,
     /// Longest sequence.

@@ -12,8 +12,11 @@
 //! ```
 //!
 //! No advantage is divided by its group's deviation: with the deviation, forecasts become overconfident (arXiv
-//! 2508.11800). The confidence token itself gets the exact gradient of `(q − I)²`. Episodes are played by the serving
-//! runtime under the adapter as it stands.
+//! 2508.11800). Episodes are played by the serving runtime under the adapter as it stands.
+//!
+//! The confidence token itself gets the exact gradient of `(q − I)²`, in episodes of fresh tasks that are played as a
+//! deployed policy plays them, greedily: sampled episodes succeed less often, and a policy calibrated to them would
+//! be underconfident where it is used.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::run::{Report, StageRun, Watch};
+use super::schedule::Schedule;
 use super::text::tagged_traces;
 use crate::{
     AdamW, AdamWConfig, Batch, Confidence, LoraConfig, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary,
@@ -63,9 +67,11 @@ pub struct RlConfig {
     pub tasks: [usize; 2],
     /// Episodes of each task.
     pub group: usize,
-    /// Learning rate, constant.
-    pub learning_rate: f32,
-    /// Weight of `(q − I)²` on the confidence token.
+    /// Tasks of a step that are played greedily, once each, for the confidence: Countdown, DocHop.
+    pub calibration_tasks: [usize; 2],
+    /// Learning rate over the run.
+    pub schedule: Schedule,
+    /// Weight of the mean `(q − I)²` of the greedy episodes beside the mean surrogate of the sampled ones.
     pub confidence_weight: f32,
     /// Weight of fidelity in the reward.
     pub fidelity_weight: f32,
@@ -84,9 +90,13 @@ pub struct RlStep {
     pub step: usize,
     /// Success of the sampled episodes, by world.
     pub success: [f64; 2],
-    /// Mean stated probability, by world.
+    /// Mean stated probability of the sampled episodes, by world.
     pub stated: [f64; 2],
-    /// Brier score of all.
+    /// Success of the greedy episodes, by world.
+    pub greedy_success: [f64; 2],
+    /// Mean stated probability of the greedy episodes, by world.
+    pub greedy_stated: [f64; 2],
+    /// Brier score of the greedy episodes.
     pub brier: f64,
     /// Share of well-formed turns.
     pub adherence: f64,
@@ -94,7 +104,7 @@ pub struct RlStep {
     pub fidelity: f64,
     /// Mean entropy of what is stated, in nats.
     pub entropy: f64,
-    /// AUROC of all, where defined.
+    /// AUROC of the sampled episodes, where defined.
     pub auroc: Option<f64>,
     /// Alarms, as sentences.
     pub alarms: Vec<String>,
@@ -173,7 +183,8 @@ impl<'a> Learner<'a> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let policy = TrainablePolicy::adapted(from, config.lora, &mut rng, threads)?;
         let constants = AdamWConfig { weight_decay: 0.0, clip_norm: 0.5, ..AdamWConfig::LLAMA };
-        let episodes = (config.tasks[0] + config.tasks[1]) * config.group;
+        let most = |world: usize| (config.tasks[world] * config.group).max(config.calibration_tasks[world]);
+        let episodes = most(0).max(most(1));
         let runtime = sampling_runtime(from, run, threads, episodes)?;
         let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
         let mut traces = tagged_traces(&Countdown, 64, &vocabulary, seed)?;
@@ -207,7 +218,8 @@ impl<'a> Learner<'a> {
         self.runtime.decoder.set_adapter(ADAPTER, self.policy.adapter()?.as_ref())?;
         let countdown = self.groups(&Countdown, self.config.tasks[0], step)?;
         let dochop = self.groups(&DocHop, self.config.tasks[1], step)?;
-        let mut line = self.summary(step, &countdown, &dochop);
+        let greedy = [self.greedy(&Countdown, 0, step)?, self.greedy(&DocHop, 1, step)?];
+        let mut line = self.summary(step, &countdown, &dochop, &greedy);
         self.auroc = smoothed(self.auroc, line.auroc);
         self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
         if self.n_alarmed >= ALARMS_MAX {
@@ -219,6 +231,10 @@ impl<'a> Learner<'a> {
         for group in countdown.iter().chain(&dochop) {
             self.add_group(group, &mut batch);
         }
+        let greedy: Group = greedy.into_iter().flatten().collect();
+        for episode in &greedy {
+            self.add_confidence(episode, n_episodes / to_f32(greedy.len()), &mut batch);
+        }
         self.add_traces(step, n_episodes, &mut batch);
         let loss = self.policy.loss(&batch)?;
         let value = loss.to_vec1::<f32>()?.first().copied().unwrap_or(f32::NAN);
@@ -226,7 +242,8 @@ impl<'a> Learner<'a> {
             return Err(TrainError::NotFinite { step, loss: value });
         }
         let grads = loss.backward()?;
-        self.optimizer.step(self.policy.trained(), &grads, 1.0 / n_episodes, self.config.learning_rate)?;
+        let rate = self.config.schedule.rate(to_f32(step + 1) / to_f32(self.config.steps));
+        self.optimizer.step(self.policy.trained(), &grads, 1.0 / n_episodes, rate)?;
         Ok(line)
     }
 
@@ -235,24 +252,44 @@ impl<'a> Learner<'a> {
         let tasks = world.tasks(Split::Train, seed, count);
         let group = self.config.group;
         let repeated: Vec<E::Task> = tasks.iter().flat_map(|it| std::iter::repeat_n(it.clone(), group)).collect();
+        let mut episodes = self.play(world, &repeated, 1.0, seed)?.into_iter();
+        Ok((0..count).map(|_| episodes.by_ref().take(group).collect()).collect())
+    }
+
+    /// One greedy episode for each of some tasks that no other step and no group sees.
+    fn greedy<E: Environment>(&mut self, world: &E, index: usize, step: usize) -> Result<Group, TrainError> {
+        let seed = self.seed ^ ((step as u64 + 1) << 20) ^ (1 << 40);
+        let tasks = world.tasks(Split::Train, seed, self.config.calibration_tasks[index]);
+        self.play(world, &tasks, 0.0, seed)
+    }
+
+    fn play<E: Environment>(
+        &mut self,
+        world: &E,
+        tasks: &[E::Task],
+        temperature: f32,
+        seed: u64,
+    ) -> Result<Group, TrainError> {
+        if tasks.is_empty() {
+            return Ok(Group::new());
+        }
         let options = PlayOptions {
             format: Format::Foresight,
-            temperature: 1.0,
+            temperature,
             seed,
             turn_tokens_max: TURN_TOKENS_MAX,
-            batch: repeated.len(),
+            batch: tasks.len(),
             adapter: Some(ADAPTER),
         };
         let LoadedPolicy { decoder, tokenizer, template } = &mut self.runtime;
         let protocol = Protocol::new(tokenizer, template);
-        let mut episodes = play(world, &repeated, decoder, &protocol, &options, &mut |_| ())?.into_iter();
-        Ok((0..count).map(|_| episodes.by_ref().take(group).collect()).collect())
+        Ok(play(world, tasks, decoder, &protocol, &options, &mut |_| ())?)
     }
 
-    fn summary(&mut self, step: usize, countdown: &[Group], dochop: &[Group]) -> RlStep {
+    fn summary(&mut self, step: usize, countdown: &[Group], dochop: &[Group], greedy: &[Group; 2]) -> RlStep {
         let all = || countdown.iter().chain(dochop).flatten();
         let outcomes: Vec<Outcome> = all().filter_map(Episode::outcome).collect();
-        let metrics = Metrics::of(&outcomes);
+        let greedy_outcomes: Vec<Outcome> = greedy.iter().flatten().filter_map(Episode::outcome).collect();
         let samples: Vec<Sample> = all().filter_map(sample).collect();
         let batch = BatchHealth::of(&samples);
         // The gap is what this stage is there to close, so it never stops it.
@@ -266,11 +303,13 @@ impl<'a> Learner<'a> {
             step: step + 1,
             success: [success(countdown), success(dochop)],
             stated: [stated(countdown), stated(dochop)],
-            brier: metrics.brier.unwrap_or(f64::NAN).max(0.0),
+            greedy_success: [success(&greedy[..1]), success(&greedy[1..])],
+            greedy_stated: [stated(&greedy[..1]), stated(&greedy[1..])],
+            brier: Metrics::of(&greedy_outcomes).brier.unwrap_or(f64::NAN).max(0.0),
             adherence: batch.adherence.unwrap_or(0.0),
             fidelity: mean(states),
             entropy: batch.entropy_nats.unwrap_or(0.0),
-            auroc: metrics.auroc,
+            auroc: Metrics::of(&outcomes).auroc,
             alarms: alarms.map(|it| it.to_string()).collect(),
             stopped_at: None,
         }
@@ -289,22 +328,10 @@ impl<'a> Learner<'a> {
                 // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
                 let policy_from = confidence.map_or(step.tokens.end, |it| it + 2);
                 for (place, sampled) in step.tokens.clone().zip(&step.log_probabilities) {
-                    let row = place - 1;
-                    if Some(place) == confidence {
-                        losses.push((
-                            row,
-                            TokenLoss::Confidence(Confidence {
-                                levels: Arc::clone(&self.levels),
-                                outcome: f32::from(u8::from(episode.success)),
-                                weight: self.config.confidence_weight,
-                            }),
-                        ));
-                        continue;
-                    }
                     let advantage = if place < policy_from { world_model } else { policy };
-                    if advantage != 0.0 {
+                    if advantage != 0.0 && Some(place) != confidence {
                         losses.push((
-                            row,
+                            place - 1,
                             TokenLoss::Surrogate {
                                 target: episode.tokens[place],
                                 sampled_log_probability: *sampled,
@@ -317,6 +344,22 @@ impl<'a> Learner<'a> {
             }
             batch.push(&episode.tokens, losses);
         }
+    }
+
+    /// Adds an episode for what it states alone, which all of it together counts as `share` sampled episodes.
+    fn add_confidence(&self, episode: &Episode, share: f32, batch: &mut Batch) {
+        let places: Vec<usize> =
+            episode.steps.iter().filter(|it| it.distribution.is_some()).filter_map(|it| it.confidence_at).collect();
+        let Some(last) = places.last().copied() else { return };
+        let loss = |place: usize| {
+            let confidence = Confidence {
+                levels: Arc::clone(&self.levels),
+                outcome: f32::from(u8::from(episode.success)),
+                weight: self.config.confidence_weight * share,
+            };
+            (place - 1, TokenLoss::Confidence(confidence))
+        };
+        batch.push(&episode.tokens[..last], places.into_iter().map(loss).collect());
     }
 
     /// Adds a few FE-SFT traces, weighed so that all of them together count as `format_weight` an episode.

@@ -96,7 +96,7 @@ impl Streaming {
     async fn end(&mut self, index: usize, ending: Ending) -> Result<Vec<Value>, Refusal> {
         self.n_generated += ending.n_tokens;
         let text = self.texts[index].take().unwrap_or_default();
-        let plan = Plan::new(text, ending, &self.shared.recalibration);
+        let plan = Plan::new(text, ending, self.shared.recalibration.of(None));
         let plans = record(&self.shared, self.heading.task, vec![plan]).await?;
         let chunk = |plan: &Plan| {
             let mut chunk = self.chunk(index, json!({}), json!(plan.finish_reason()));

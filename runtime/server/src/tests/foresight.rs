@@ -2,7 +2,7 @@
 
 use fsq_calibrate::gates::Confidence;
 use fsq_calibrate::metrics::Outcome;
-use fsq_calibrate::recalibration::{Family, RecalibrationMap};
+use fsq_calibrate::recalibration::{Family, RecalibrationMap, RecalibrationMaps};
 use serde_json::{Value, json};
 
 use super::client::{Client, client, serve};
@@ -62,7 +62,7 @@ fn estimates_come_from_the_map_and_an_unusable_policy_is_not_chosen_by() {
     let outcomes: Vec<Outcome> = (0..400).map(row).collect();
     let map = RecalibrationMap::fit_family(Family::Platt, &outcomes).unwrap();
     let mut policy = policy(ScriptedDecoder::new(Numbers::OneToken, script()));
-    policy.recalibration = map.clone();
+    policy.recalibration = RecalibrationMaps::overall(map.clone());
     policy.facts.confidence = Some(Confidence::Unusable);
     let watch = std::sync::Arc::clone(&policy.decoder.watch);
     let client = Client::new(Server::start(policy, Options::loopback(0)).unwrap(), watch);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fsq_calibrate::foresight::{CONTINUATIONS, TAGS};
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
 use fsq_model::{ChatTemplate, Decode, Logits, LogitsFor, ModelError, SequenceId, Special, Step, TokenId, Tokenizer};
 use serde_json::{Map, Value, json};
 
@@ -226,5 +226,6 @@ pub(super) fn policy(decoder: ScriptedDecoder) -> Policy<ScriptedDecoder> {
     let tokenizer = if tokenizer.vocab() > decoder.vocab() { self::tokenizer(Numbers::Bytes) } else { tokenizer };
     let (name, digest) = ("scripted".into(), "0123".into());
     let facts = PolicyFacts { name, digest, confidence: None, confidence_in: BTreeMap::new(), gate: None };
-    Policy { decoder, tokenizer, template: template(), recalibration: RecalibrationMap::identity(), facts }
+    let recalibration = RecalibrationMaps::overall(RecalibrationMap::identity());
+    Policy { decoder, tokenizer, template: template(), recalibration, facts }
 }
