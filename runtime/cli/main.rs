@@ -1,5 +1,6 @@
 //! The `fsq` command: reads arguments, joins the crates, and decides exit codes.
 
+mod bench;
 mod calibrate;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
@@ -82,6 +83,8 @@ enum Command {
     Inspect(inspect::InspectArguments),
     /// Merge adapters into a checkpoint and write GGUF files
     Quantize(quantize::QuantizeArguments),
+    /// How fast a GGUF file runs on this machine, and how much of what the machine could do that is
+    Bench(bench::BenchArguments),
     /// How well stated probabilities and outcomes agree; fit a recalibration map
     Calibrate(calibrate::CalibrateArguments),
     /// Serve a GGUF file over HTTP
@@ -140,6 +143,7 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Logits(it) => logits::execute(globals, it),
         Command::Inspect(it) => inspect::execute(globals, it),
         Command::Quantize(it) => quantize::execute(globals, it),
+        Command::Bench(it) => bench::execute(globals, it),
         Command::Calibrate(it) => calibrate::execute(globals, it),
         Command::Serve(it) => serve::execute(globals, it),
         #[cfg(all(feature = "train", feature = "serve"))]

@@ -240,8 +240,9 @@ impl Environment for Countdown {
 
     fn summary(&self, task: &Task, _: &State, future: &[(String, State)]) -> (String, String) {
         let last = future.last().map_or(&[][..], |(_, state)| &state.numbers);
-        let analysis = if last == [task.goal] { "meets the goal" } else { "misses the goal" };
-        (format!("reach {}", joined(last)), analysis.into())
+        // The rollout's own last words: what they say of the outcome is then copied, not judged anew.
+        let verdict = if last == [task.goal] { "right" } else { "wrong" };
+        (format!("reach {}", joined(last)), format!("goal {} {verdict}", task.goal))
     }
 
     fn state_of_line<'a>(&self, line: &'a str) -> &'a str {

@@ -8,6 +8,7 @@ mod matmul;
 mod matrix;
 mod memory;
 mod pool;
+mod probe;
 mod tiles;
 
 use std::ops::Range;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::run::{Report, StageRun, Watch};
 use super::text::{TextStep, skill_weight};
 use crate::stages::Schedule;
-use crate::text::{Logged, Piece, drill, encode, filler, named, word_list};
+use crate::text::{Logged, Piece, drill, encode, filler, named, recall, word_list};
 use crate::vocabulary::{BOS, CHAT_TEMPLATE, END};
 use crate::{AdamW, AdamWConfig, Batch, Sequence, TrainError, TrainablePolicy, Vocabulary};
 
@@ -62,9 +62,40 @@ pub struct BaseConfig {
     pub vocabulary: usize,
     /// Seed of the episodes; the run's own seed draws the weights.
     pub data_seed: u64,
+    /// What follows those steps.
+    pub recall: RecallConfig,
+}
+
+/// The end of a base's training, in which it also learns to take up what stands in its own turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecallConfig {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Share of the tokens that are recall drills.
+    pub share: f64,
+    /// Learning rate over these steps.
+    pub schedule: Schedule,
 }
 
 impl BaseConfig {
+    /// The learning rate of a step.
+    fn rate(&self, step: usize) -> f32 {
+        #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
+        let progress = |step: usize, steps: usize| step as f32 / steps as f32;
+        match step.checked_sub(self.steps) {
+            None => self.schedule.rate(progress(step, self.steps)),
+            Some(step) => self.recall.schedule.rate(progress(step + 1, self.recall.steps)),
+        }
+    }
+
+    /// Shares of a step's tokens: Countdown, DocHop, copy drills, recall drills.
+    fn shares(&self, step: usize) -> [f64; 4] {
+        let recall = if step < self.steps { 0.0 } else { self.recall.share };
+        let [countdown, dochop, drills] = self.mix.map(|it| it * (1.0 - recall));
+        [countdown, dochop, drills, recall]
+    }
+
     /// The sizes with a vocabulary.
     #[must_use]
     pub fn dimensions(&self, vocab: usize) -> Dimensions {
@@ -106,14 +137,14 @@ pub fn run(
     let policy = TrainablePolicy::fresh(dimensions.clone(), &mut rng, threads)?;
     let mut optimizer = optimizer();
     let done = run.resume(&policy, &mut optimizer)?;
-    for step in done..config.steps {
+    let steps = config.steps + config.recall.steps;
+    for step in done..steps {
         let batch = batch(config, &vocabulary, &words, config.data_seed, step)?;
-        #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
-        let rate = config.schedule.rate(step as f32 / config.steps as f32);
+        let rate = config.rate(step);
         let loss = self::step(&policy, &mut optimizer, &batch, step, rate)?;
         run.log(&TextStep { step: step + 1, loss, tokens: batch.tokens.len() })?;
         run.save(&policy, &optimizer, false)?;
-        watch(&Report { step: step + 1, steps: config.steps, text: format!("loss {loss:.3}") });
+        watch(&Report { step: step + 1, steps, text: format!("loss {loss:.3}") });
     }
     run.save(&policy, &optimizer, true)?;
     let like = CheckpointFiles {
@@ -163,15 +194,20 @@ pub fn batch(
     rng.set_stream(step as u64 + 1);
     let aloud = if step < config.aloud_from { 0.0 } else { ALOUD_EPISODES };
     let mut sequences: Vec<Sequence> = Vec::new();
-    let mut counted = [0usize; 3];
+    let shares = config.shares(step);
+    let mut counted = [0usize; 4];
     while counted.iter().sum::<usize>() < config.batch_tokens {
         // Whichever kind lags its share most comes next.
-        let lag = |it: &usize| config.mix[*it] / (1.0 + to_f64(counted[*it]));
-        let kind = (0..3).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
+        let lag = |it: &usize| shares[*it] / (1.0 + to_f64(counted[*it]));
+        let kind = (0..4).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
         let mut made = match kind {
             0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, (0.3, aloud), vocabulary, &mut rng)?,
             1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, (0.1, aloud), vocabulary, &mut rng)?,
-            _ => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0))?],
+            2 => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0))?],
+            _ => match rng.random_bool(config.mix[0] / (config.mix[0] + config.mix[1])) {
+                true => recalls(&Countdown, &COUNTDOWN_SKILLS, 1, vocabulary, &mut rng)?,
+                false => recalls(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, vocabulary, &mut rng)?,
+            },
         };
         counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
         sequences.append(&mut made);
@@ -207,6 +243,20 @@ fn episodes<E: Environment>(
         made.push(encode(&script, vocabulary, weight_of(answer_weight, own))?);
     }
     Ok(made)
+}
+
+/// Recall drills: the log of one episode stands in the turn of another.
+fn recalls<E: Environment>(
+    world: &E,
+    skills: &[(Skill, f64)],
+    count: usize,
+    vocabulary: &Vocabulary,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<Sequence>, TrainError> {
+    let tasks = world.tasks(Split::Train, rng.random(), count + 1);
+    let logged: Vec<_> = tasks.into_iter().map(|it| Logged::play(world, it, skills, false, rng)).collect();
+    let pairs = logged.iter().zip(&logged[1..]);
+    pairs.map(|(told, asked)| encode(&recall(world, told, asked, rng), vocabulary, weight_of(0.0, 1.0))).collect()
 }
 
 fn weight_of(answer: f32, own: f32) -> impl Fn(Piece) -> f32 {

@@ -150,7 +150,7 @@ fn mid_episodes<E: Environment>(
         let carries = blocks && rng.random_bool(BLOCK_EPISODES);
         let logged = Logged::play(world, task, E::LOGGING, carries, rng);
         let script = logged.script(world, |index| match (carries, rng.random_bool(BLOCK_STEPS)) {
-            (true, true) => prose(&logged.imagined(world, index), rng),
+            (true, true) => prose(&logged.imagined(world, index), &logged.steps[index].action, rng),
             (true, false) => filler(0.1, 24, rng),
             (false, _) => match rng.random_bool(PLAN_STEPS) {
                 true => named_plan(&logged.actions(index), rng),
@@ -165,8 +165,8 @@ fn mid_episodes<E: Environment>(
             Piece::WorldModel => 0.15,
             Piece::State => 1.5,
             Piece::Odds => 1.0,
-            // Three tokens of a turn decide whether the policy does what it planned.
-            Piece::Settled => 3.0,
+            // A few tokens of a turn decide whether the policy does what it planned.
+            Piece::Settled => 4.0,
             Piece::Plan | Piece::Policy => own,
         })?);
     }

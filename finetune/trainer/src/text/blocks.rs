@@ -18,8 +18,13 @@ const OPENINGS: [&str; 4] = ["", "i expect ", "the plan : ", "look ahead : "];
 const JOINTS: [&str; 2] = [" then ", " ; "];
 /// Before the number of the success estimate. The number follows without a space, as inside the tags.
 const ODDS: [(&str, &str); 3] = [(" odds=", "%"), (" chance=(", ")"), (" success:", "%")];
-/// What stands between thought tags: the thinking itself lies in the rollout.
-const THINK: &str = "so act";
+/// What is thought behind a block: the action, said once in words before it is taken.
+///
+/// At the action's mark a policy's habit of acting competes with its plan; in a sentence only the plan speaks. Policies
+/// that thought `so act` took another action than their plan's first in two steps of five.
+pub(super) fn settled(action: &str) -> String {
+    format!("so {action}")
+}
 
 /// What a block imagines: one step's future, already rendered as lines.
 pub struct Imagined {
@@ -33,8 +38,8 @@ pub struct Imagined {
     pub percent: u8,
 }
 
-/// A block as free text, in a phrasing drawn at random.
-pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
+/// A block as free text, in a phrasing drawn at random, and the action that is settled on.
+pub fn prose(imagined: &Imagined, action: &str, rng: &mut ChaCha8Rng) -> Script {
     let pick = |from: &[&'static str], rng: &mut ChaCha8Rng| from.choose(rng).copied().unwrap_or("");
     let (opening, joint) = (pick(&OPENINGS, rng), pick(&JOINTS, rng));
     let mut script = vec![(Piece::WorldModel, opening.to_string())];
@@ -59,6 +64,7 @@ pub fn prose(imagined: &Imagined, rng: &mut ChaCha8Rng) -> Script {
     script.push((Piece::WorldModel, before.into()));
     script.push((Piece::Odds, imagined.percent.to_string()));
     script.push((Piece::WorldModel, format!("{after} ")));
+    script.push((Piece::Settled, format!("{} ", settled(action))));
     script.retain(|(_, text)| !text.is_empty());
     script
 }
@@ -78,7 +84,8 @@ pub fn tagged(imagined: &Imagined, action: &str) -> Script {
     script.push((Piece::WorldModel, summary));
     script.push((Piece::Odds, imagined.percent.to_string()));
     script.push((Piece::WorldModel, "</confidence>".to_string()));
-    script.push((Piece::Settled, format!("\n<think>{THINK}</think><action>{action}</action>{END}")));
+    let think = settled(action);
+    script.push((Piece::Settled, format!("\n<think>{think}</think><action>{action}</action>{END}")));
     script
 }
 
@@ -90,7 +97,7 @@ pub fn as_foresight(imagined: &Imagined, action: &str) -> Option<Foresight> {
         keyword: vec![imagined.summary.0.clone()],
         analysis: imagined.summary.1.clone(),
         stated: Stated::from_percent(imagined.percent)?,
-        think: THINK.into(),
+        think: settled(action),
         action: action.into(),
     })
 }
@@ -112,7 +119,7 @@ mod tests {
         Imagined {
             lines: vec!["use 8 - 7 numbers 1 9".into(), "use 9 * 1 numbers 9".into()],
             verb: " numbers ".into(),
-            summary: ("reach 9".into(), "meets the goal".into()),
+            summary: ("reach 9".into(), "goal 9 right".into()),
             percent: 65,
         }
     }
@@ -130,7 +137,7 @@ mod tests {
     fn prose_has_many_phrasings_and_no_tags() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut texts: Vec<String> =
-            (0..400).map(|_| prose(&imagined(), &mut rng).into_iter().map(|it| it.1).collect()).collect();
+            (0..400).map(|_| prose(&imagined(), "use 8 - 7", &mut rng).into_iter().map(|it| it.1).collect()).collect();
         assert!(texts.iter().all(|it| !it.contains('<') && it.contains("65") && it.contains("1 9")));
         texts.sort();
         texts.dedup();

@@ -1,13 +1,13 @@
-//! Copy drills: they give every word, number and tag of the later stages a trained embedding.
+//! Drills: copying, which gives every word, number and tag of the later stages a trained embedding, and recall.
 //!
 //! Tags stand around copied words in no particular order, so a drill teaches what a tag is, never the format.
 
-use fsq_environments::{countdown, dochop};
+use fsq_environments::{Environment, countdown, dochop};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::{FILLER, Piece, Script};
+use super::{FILLER, Logged, Piece, Script, blocks, filler};
 use crate::vocabulary::{ASSISTANT, BOS, END, TAGS, USER};
 
 /// Longest list that a drill copies, in words.
@@ -61,4 +61,75 @@ pub fn drill(words: &[String], rng: &mut ChaCha8Rng) -> Script {
         (Piece::Task, format!("{BOS}{USER}copy {}{ASSISTANT}", asked.join(" | "))),
         (Piece::Policy, format!("{}{END}", written.join(""))),
     ]
+}
+
+/// A recall drill: in the turn of the episode `asked` stands the log of another, `told`; how it ended is repeated, its
+/// first action is settled on and taken.
+///
+/// Nothing in it is to be foreseen. What the log says of the outcome is drawn anew, so that it can only be read.
+pub fn recall<E: Environment>(world: &E, told: &Logged<E>, asked: &Logged<E>, rng: &mut ChaCha8Rng) -> Script {
+    const ENDING_WORDS: usize = 3;
+    let future = told.future(0);
+    let count = rng.random_range(1..=future.len().clamp(1, E::HORIZON));
+    let mut lines: Vec<String> = future
+        .iter()
+        .take(count)
+        .map(|(action, state)| format!("{action} {}", world.observe(&told.task, state)))
+        .collect();
+    if let Some(last) = lines.last_mut() {
+        redraw_verdict(last, rng);
+    }
+    let action = told.steps.first().map_or("", |it| it.action.as_str());
+    let words: Vec<&str> = lines.last().map_or("", String::as_str).split(' ').collect();
+    let ending = words[words.len().saturating_sub(ENDING_WORDS)..].join(" ");
+    let joint = ["\n", " then ", " ; "].choose(rng).copied().unwrap_or("\n");
+    let mut script = vec![
+        (Piece::Task, format!("{BOS}{USER}{}{ASSISTANT}", world.observe(&asked.task, &asked.steps[0].state))),
+        (Piece::Task, lines.join(joint)),
+    ];
+    if rng.random_bool(0.7) {
+        script.push((Piece::Task, " . ".into()));
+        script.push((Piece::Settled, ending));
+    }
+    script.push((Piece::Task, " ".into()));
+    script.extend(filler(0.5, 12, rng).into_iter().map(|(_, text)| (Piece::Task, text)));
+    script.push((Piece::Settled, format!("{} <action>{action}</action>{END}", blocks::settled(action))));
+    script
+}
+
+/// Ends a log's last line in `right` or `wrong` by chance, where it ends in one of them.
+fn redraw_verdict(line: &mut String, rng: &mut ChaCha8Rng) {
+    const VERDICTS: [&str; 2] = ["right", "wrong"];
+    let verdict = VERDICTS[usize::from(rng.random_bool(0.5))];
+    if let Some(stem) = VERDICTS.iter().find_map(|it| line.strip_suffix(it)) {
+        *line = format!("{stem}{verdict}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fsq_environments::{Countdown, Skill, Split};
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_recall_drill_repeats_what_its_log_says_whatever_the_task() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let skills = [(Skill { epsilon: 0.5 }, 1.0)];
+        let mut verdicts = [0; 2];
+        for pair in Countdown.tasks(Split::Train, 1, 200).chunks(2) {
+            let [told, asked] =
+                [0, 1].map(|it: usize| Logged::play(&Countdown, pair[it].clone(), &skills, false, &mut rng));
+            let script = recall(&Countdown, &told, &asked, &mut rng);
+            let text: String = script.iter().map(|it| it.1.as_str()).collect();
+            let action = &told.steps[0].action;
+            assert!(text.ends_with(&format!("so {action} <action>{action}</action>{END}")), "{text}");
+            if let [_, _, (_, _), (Piece::Settled, ending), ..] = &script[..] {
+                assert!(script[1].1.ends_with(ending.as_str()), "{text}");
+                verdicts[usize::from(ending.ends_with("right"))] += usize::from(ending.contains("goal"));
+            }
+        }
+        assert!(verdicts.iter().all(|it| *it > 10), "{verdicts:?}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::vocabulary::{ASSISTANT, BOS, END, USER};
 use crate::{Sequence, TrainError, Vocabulary};
 
 pub use blocks::{Imagined, as_foresight, keeps_to_grammar, prose, tagged};
-pub use drills::{drill, word_list};
+pub use drills::{drill, recall, word_list};
 
 /// Continuations behind each success label.
 const LABEL_CONTINUATIONS: u32 = 16;
@@ -189,6 +189,7 @@ pub fn named_plan(actions: &[String], rng: &mut ChaCha8Rng) -> Script {
     }
     script.push((Piece::Policy, " ".into()));
     script.extend(filler(0.8, 16, rng));
+    script.extend(actions.first().map(|it| (Piece::Settled, format!("{} ", blocks::settled(it)))));
     script
 }
 

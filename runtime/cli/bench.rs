@@ -1,0 +1,285 @@
+//! `fsq bench`: how fast a file runs on this machine, and how much of what the machine could do that is.
+
+mod load;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use fsq_gguf::Gguf;
+use fsq_kernels::{Backend, Cpu};
+use fsq_model::{Decoder, DecoderOptions, KvFormat, LogitsFor, SequenceId, Step, TokenId};
+use serde::Serialize;
+
+use crate::failure::{Outcome, Refusal};
+use crate::output::{bytes_text, columns};
+use crate::progress::Progress;
+use crate::{Globals, output, policy};
+use load::Watch;
+
+/// Tokens of one forward pass while a prompt is read in.
+const BATCH_TOKENS: usize = 512;
+/// Foreign work above which a run is called disturbed, in cores.
+const DISTURBED_CORES: f64 = 0.1;
+
+/// Arguments of `fsq bench`.
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    /// GGUF files
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Tokens of the prompt
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt: u32,
+    /// Tokens that each sequence generates
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    generate: u32,
+    /// Sequences that generate at once; several numbers make several rows
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: Vec<u16>,
+    /// Times that each is measured; the first, which warms up, is not counted
+    #[arg(short = 'r', long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    repetitions: u8,
+}
+
+/// One file with one batch size. The shape is stable.
+#[derive(Serialize)]
+struct Row {
+    file: String,
+    /// The format that most of the file's bytes are in.
+    format: &'static str,
+    device: &'static str,
+    backend: &'static str,
+    /// Instructions that the kernels run on.
+    path: &'static str,
+    threads: usize,
+    n_prompt: usize,
+    n_gen: usize,
+    batch: usize,
+    /// Tokens that a sequence has room for.
+    context: usize,
+    prefill_tokens_per_s: Spread,
+    decode_tokens_per_s: Spread,
+    load_s: f64,
+    /// Largest resident memory while the row was measured; `null` where the system does not tell.
+    rss_bytes_max: Option<u64>,
+    roofline: Roofline,
+    file_bytes: u64,
+    /// Work of other processes meanwhile, in cores; `null` where the system does not tell.
+    other_cores: Option<f64>,
+}
+
+/// Of several measurements.
+#[derive(Clone, Copy, Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+#[derive(Serialize)]
+struct Roofline {
+    /// What the machine reads from memory at best, measured before the file was loaded.
+    read_bytes_per_s: f64,
+    /// What a decode step reads of weights, keys and values.
+    step_bytes: u64,
+    /// Of the first, how much the median decode step reaches.
+    share: f64,
+}
+
+/// Runs the command.
+pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::Result<Outcome> {
+    let progress = Progress::new();
+    progress.stage("memory's bandwidth", 1);
+    let read_bytes_per_s = Cpu::new(globals.threads()).read_bytes_per_s()?;
+    let mut rows = Vec::new();
+    for file in &arguments.files {
+        for batch in &arguments.batch {
+            let bench = Bench { globals, arguments, progress: &progress, read_bytes_per_s, batch: usize::from(*batch) };
+            rows.push(bench.run(file).with_context(|| file.display().to_string())?);
+        }
+    }
+    progress.finish();
+    if globals.json {
+        output::print_json(&rows)?;
+    } else {
+        output::print(&text(&rows))?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// One row to be.
+struct Bench<'a> {
+    globals: &'a Globals,
+    arguments: &'a BenchArguments,
+    progress: &'a Progress,
+    read_bytes_per_s: f64,
+    batch: usize,
+}
+
+impl Bench<'_> {
+    fn run(&self, file: &std::path::Path) -> anyhow::Result<Row> {
+        let (n_prompt, n_gen) = (self.arguments.prompt as usize, self.arguments.generate as usize);
+        let watch = Watch::begin();
+        let begun = Instant::now();
+        let gguf = policy::open(file)?;
+        let options = DecoderOptions {
+            threads: self.globals.threads(),
+            context_tokens: n_prompt + n_gen,
+            kv: KvFormat::F16,
+            max_sequences: self.batch + 1,
+        };
+        let mut decoder = Decoder::load(&gguf, options)?;
+        let load_s = begun.elapsed().as_secs_f64();
+        let context = decoder.options().context_tokens;
+        if context < n_prompt + n_gen {
+            let message = format!("-p and -n: expected at most {context} tokens together, the file's context");
+            return Err(Refusal::new(format!("{message}, found {}", n_prompt + n_gen)).into());
+        }
+        let step_bytes = step_bytes(&gguf, &decoder, n_prompt + n_gen / 2, self.batch);
+        let (format, file_bytes) = (main_format(&gguf), gguf.n_bytes() as u64);
+        drop(gguf);
+        let mut prefill = Vec::new();
+        let mut decode = Vec::new();
+        let repetitions = usize::from(self.arguments.repetitions);
+        self.progress.stage(format!("{} × {}", file.display(), self.batch), repetitions as u64);
+        for repetition in 0..=repetitions {
+            let (read, written) = self.measure(&mut decoder)?;
+            if repetition > 0 {
+                prefill.push(n_prompt as f64 / read);
+                decode.push((self.batch * n_gen) as f64 / written);
+            }
+            self.progress.set(repetition as u64);
+        }
+        let (other_cores, rss_bytes_max) = watch.end();
+        let decode = spread(decode);
+        let steps_per_s = decode.median / self.batch as f64;
+        Ok(Row {
+            file: file.display().to_string(),
+            format,
+            device: "cpu",
+            backend: Cpu::NAME,
+            path: decoder.backend().path(),
+            threads: decoder.backend().threads(),
+            n_prompt,
+            n_gen,
+            batch: self.batch,
+            context,
+            prefill_tokens_per_s: spread(prefill),
+            decode_tokens_per_s: decode,
+            load_s,
+            rss_bytes_max,
+            roofline: Roofline {
+                read_bytes_per_s: self.read_bytes_per_s,
+                step_bytes,
+                share: step_bytes as f64 * steps_per_s / self.read_bytes_per_s,
+            },
+            file_bytes,
+            other_cores,
+        })
+    }
+
+    /// Seconds to read a prompt, and to write with all sequences of a batch behind it.
+    fn measure(&self, decoder: &mut Decoder<Cpu>) -> anyhow::Result<(f64, f64)> {
+        let vocab = decoder.config().vocab as u64;
+        // Any tokens cost the same; these are spread over the vocabulary.
+        let token = |index: usize| TokenId::try_from(index as u64 * 2_654_435_761 % vocab).unwrap_or(0);
+        let prompt: Vec<TokenId> = (0..self.arguments.prompt as usize).map(token).collect();
+        let first = decoder.open_sequence();
+        let begun = Instant::now();
+        for tokens in prompt.chunks(BATCH_TOKENS) {
+            decoder.forward(&[Step { sequence: first, tokens, logits: LogitsFor::Last, adapter: None }])?;
+        }
+        let read = begun.elapsed().as_secs_f64();
+        let forked = (1..self.batch).map(|_| decoder.fork(first)).collect::<Result<Vec<SequenceId>, _>>()?;
+        let sequences = [vec![first], forked].concat();
+        let begun = Instant::now();
+        for index in 0..self.arguments.generate as usize {
+            let tokens: Vec<[TokenId; 1]> = (0..self.batch).map(|it| [token(index * self.batch + it)]).collect();
+            let step = |(sequence, tokens)| Step { sequence, tokens, logits: LogitsFor::Last, adapter: None };
+            let steps: Vec<Step<'_>> =
+                sequences.iter().copied().zip(tokens.iter().map(|it| &it[..])).map(step).collect();
+            decoder.forward(&steps)?;
+        }
+        let written = begun.elapsed().as_secs_f64();
+        sequences.into_iter().for_each(|it| decoder.close(it));
+        Ok((read, written))
+    }
+}
+
+/// What one decode step has to read: all matrices once, of an embedding that is not the output too only some rows,
+/// and the keys and values of each sequence.
+fn step_bytes(gguf: &Gguf, decoder: &Decoder<Cpu>, positions: usize, batch: usize) -> u64 {
+    let sizes = decoder.config();
+    let is_read = |name: &str| name != "token_embd.weight" || sizes.tied;
+    let weights: usize = gguf.views().filter(|it| is_read(it.name)).map(|it| it.bytes.len()).sum();
+    let keys_and_values = 2 * size_of::<u16>() * sizes.n_layers * sizes.n_kv_heads * sizes.head_dim;
+    (weights + keys_and_values * positions * batch) as u64
+}
+
+/// The format of most bytes.
+fn main_format(gguf: &Gguf) -> &'static str {
+    let mut sizes = std::collections::BTreeMap::new();
+    for view in gguf.views() {
+        *sizes.entry(view.format.name()).or_insert(0) += view.bytes.len();
+    }
+    sizes.into_iter().max_by_key(|it| it.1).map_or("none", |it| it.0)
+}
+
+fn spread(mut values: Vec<f64>) -> Spread {
+    values.sort_by(f64::total_cmp);
+    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
+    let half = values.len() / 2;
+    let median =
+        if values.len() % 2 == 1 { middle(half) } else { (middle(half.saturating_sub(1)) + middle(half)) / 2.0 };
+    Spread { median, min: middle(0), max: middle(values.len().saturating_sub(1)) }
+}
+
+fn text(rows: &[Row]) -> String {
+    let heading =
+        ["file", "format", "batch", "prefill tokens/s", "decode tokens/s", "GB/s", "of roofline", "load", "memory"];
+    let mut cells = vec![heading.map(str::to_owned).to_vec()];
+    let around = |it: Spread| format!("{:.1} [{:.1}, {:.1}]", it.median, it.min, it.max);
+    for row in rows {
+        let bytes_per_s = row.roofline.share * row.roofline.read_bytes_per_s;
+        cells.push(vec![
+            row.file.clone(),
+            row.format.into(),
+            row.batch.to_string(),
+            around(row.prefill_tokens_per_s),
+            around(row.decode_tokens_per_s),
+            format!("{:.1}", bytes_per_s / 1e9),
+            format!("{:.0} %", 100.0 * row.roofline.share),
+            format!("{:.2} s", row.load_s),
+            row.rss_bytes_max.map_or_else(|| "not available".into(), bytes_text),
+        ]);
+    }
+    let mut text = columns(&cells);
+    if let Some(row) = rows.first() {
+        let roofline = row.roofline.read_bytes_per_s / 1e9;
+        text += &format!(
+            "\n{} threads on {}; memory reads at {roofline:.1} GB/s at best; median [least, most] of {} tokens read and {} \
+             written\n",
+            row.threads, row.path, row.n_prompt, row.n_gen
+        );
+    }
+    let others = rows.iter().filter_map(|it| it.other_cores).fold(0.0, f64::max);
+    if others > DISTURBED_CORES {
+        text += &format!("disturbed: other processes used up to {others:.1} cores meanwhile\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        let found = spread(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!((found.median, found.min, found.max), (2.5, 1.0, 4.0));
+        assert!(spread(Vec::new()).median.is_nan());
+    }
+}
