@@ -242,7 +242,11 @@ pub enum GgufError {
         expected: String,
     },
     /// A part that is not beside the others.
-    #[error("{}: part {number} of {count}: expected `{}` beside it, found no such file", path.display(), part.display())]
+    #[error(
+        "{}: part {number} of {count}: expected `{}` beside it, found no such file",
+        path.display(),
+        part.display()
+    )]
     MissingPart {
         /// The part that was opened.
         path: PathBuf,
@@ -254,7 +258,11 @@ pub enum GgufError {
         count: u64,
     },
     /// A part that says something else than the first.
-    #[error("{}: metadata `{key}`: expected what {} says, found a part of another file", path.display(), first.display())]
+    #[error(
+        "{}: metadata `{key}`: expected what {} says, found a part of another file",
+        path.display(),
+        first.display()
+    )]
     ForeignPart {
         /// The part.
         path: PathBuf,
