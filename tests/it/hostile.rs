@@ -3,6 +3,7 @@
 //! None may make a reader panic, wait, or take memory beyond what the file has. `tests/hostile/README.md` lists them.
 
 mod changing;
+mod inspecting;
 mod metadata;
 mod mutations;
 mod places;

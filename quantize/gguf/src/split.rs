@@ -30,19 +30,18 @@ impl Place {
         if metadata.get(COUNT_KEY).is_none() && metadata.get(NUMBER_KEY).is_none() {
             return Ok(None);
         }
-        let fault = |key, expected: String| GgufError::Split {
-            path: path.into(),
-            key,
-            expected,
-            found: metadata.get(key).map_or_else(|| "nothing".into(), Value::shown),
-        };
+        let fault =
+            |key, expected: String| GgufError::Split { path: path.into(), key, expected, found: shown(metadata, key) };
         let number = |key, least: u64, most: u64| {
             let usable = metadata.u64(key).filter(|it| (least..=most).contains(it));
             usable.ok_or_else(|| fault(key, format!("a number from {least} to {most}")))
         };
-        let count = number(COUNT_KEY, 1, COUNT_MAX)?;
-        let index = number(NUMBER_KEY, 0, count - 1)?;
-        Ok((count > 1).then_some(Self { index, count }))
+        let count = number(COUNT_KEY, 0, COUNT_MAX)?;
+        if count <= 1 {
+            // Merging leaves a count of 0, and the other fields as they were in the first part.
+            return Ok(None);
+        }
+        Ok(Some(Self { index: number(NUMBER_KEY, 0, count - 1)?, count }))
     }
 
     fn name_end(self) -> String {
@@ -66,7 +65,6 @@ impl Place {
 pub(crate) fn prove_all(path: &Path, memory: memory::Memory) -> Result<Vec<Proved>, GgufError> {
     let opened = Part::prove(path, memory, 0)?;
     let Some(place) = Place::read(path, &opened.metadata)? else {
-        check_tensors(path, &opened.metadata, opened.tensors.len())?;
         return Ok(vec![opened]);
     };
     let start = place.name_start(path)?;
@@ -81,12 +79,7 @@ pub(crate) fn prove_all(path: &Path, memory: memory::Memory) -> Result<Vec<Prove
     }
     let (first, others) = parts.split_at(1);
     others.iter().try_for_each(|it| check_belongs(it, &first[0]))?;
-    let n_tensors = parts.iter().map(|it| it.tensors.len()).sum();
-    let first = &parts[0];
-    if first.metadata.get(TENSORS_KEY).is_none() {
-        return Err(tensors_fault(first.part.path(), &first.metadata, n_tensors));
-    }
-    check_tensors(first.part.path(), &first.metadata, n_tensors)?;
+    check_tensors(&parts[0], parts.iter().map(|it| it.tensors.len()).sum())?;
     Ok(parts)
 }
 
@@ -99,7 +92,7 @@ pub(crate) fn check_alone(path: &Path, proved: &Proved) -> Result<(), GgufError>
             expected: "1, since bytes in memory have no other parts".into(),
             found: format!("part {} of {count}", index + 1),
         }),
-        None => check_tensors(path, &proved.metadata, proved.tensors.len()),
+        None => Ok(()),
     }
 }
 
@@ -149,18 +142,18 @@ fn check_belongs(proved: &Proved, first: &Proved) -> Result<(), GgufError> {
     }
 }
 
-fn check_tensors(path: &Path, metadata: &Metadata, found: usize) -> Result<(), GgufError> {
-    if metadata.get(TENSORS_KEY).is_none() || metadata.u64(TENSORS_KEY) == Some(found as u64) {
+fn check_tensors(first: &Proved, n_tensors: usize) -> Result<(), GgufError> {
+    if first.metadata.u64(TENSORS_KEY) == Some(n_tensors as u64) {
         return Ok(());
     }
-    Err(tensors_fault(path, metadata, found))
-}
-
-fn tensors_fault(path: &Path, metadata: &Metadata, n_tensors: usize) -> GgufError {
-    GgufError::Split {
-        path: path.into(),
+    Err(GgufError::Split {
+        path: first.part.path().into(),
         key: TENSORS_KEY,
         expected: format!("{n_tensors}, the tensors of all parts"),
-        found: metadata.get(TENSORS_KEY).map_or_else(|| "nothing".into(), Value::shown),
-    }
+        found: shown(&first.metadata, TENSORS_KEY),
+    })
+}
+
+fn shown(metadata: &Metadata, key: &str) -> String {
+    metadata.get(key).map_or_else(|| "nothing".into(), Value::shown)
 }

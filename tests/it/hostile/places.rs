@@ -85,7 +85,7 @@ fn name(number: u16) -> String {
 }
 
 /// Writes three parts, of which a row changes something, and opens one.
-fn parts(folder: &Path, opened: u16, change: fn(&mut [Option<Vec<u8>>; 3])) -> PathBuf {
+pub(super) fn parts(folder: &Path, opened: u16, change: fn(&mut [Option<Vec<u8>>; 3])) -> PathBuf {
     let mut bytes = [1, 2, 3].map(|it| Some(part(it).bytes()));
     change(&mut bytes);
     for (number, bytes) in (1..).zip(bytes) {
@@ -184,13 +184,13 @@ pub(super) const ROWS: &[Row] = &[
             path
         })),
     row(243, "a million parts",
-        Refused("metadata `split.count`: expected a number from 1 to 65535, found U32(1000000)"),
+        Refused("metadata `split.count`: expected a number from 0 to 65535, found U32(1000000)"),
         Files(|it| first(it, &part(1).set("split.count", u32(1_000_000))))),
-    row(244, "no part at all", Refused("metadata `split.count`: expected a number from 1 to 65535, found U16(0)"),
-        Files(|it| first(it, &part(1).set("split.count", u16(0))))),
-    row(245, "a number of parts in words", Refused("metadata `split.count`: expected a number from 1"),
+    row(244, "no part at all, as in a merged file", Sound,
+        Files(|it| first(it, &Raw::policy().set("split.no", u16(0)).set("split.count", u16(0))))),
+    row(245, "a number of parts in words", Refused("metadata `split.count`: expected a number from 0"),
         Files(|it| first(it, &part(1).set("split.count", text("3"))))),
-    row(246, "a part that does not say how many there are", Refused("metadata `split.count`: expected a number from 1"),
+    row(246, "a part that does not say how many there are", Refused("metadata `split.count`: expected a number from 0"),
         Files(|it| first(it, &part(1).without("split.count")))),
     row(247, "a part that does not say which it is", Refused("metadata `split.no`: expected a number from 0 to 2"),
         Files(|it| first(it, &part(1).without("split.no")))),
