@@ -31,6 +31,9 @@ const GATE_FAILED: u8 = 2;
 const INCONCLUSIVE: u8 = 3;
 const BAD_INPUT: u8 = 4;
 
+/// Characters of an error: names in a file may have 65,535.
+const LINE_CHARACTERS_MAX: usize = 4000;
+
 /// What the user gave cannot be used.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -97,6 +100,8 @@ fn written(error: &anyhow::Error) -> String {
         }
     }
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    // What comes from a file must not steer the terminal, nor fill it.
+    let line: String = line.chars().take(LINE_CHARACTERS_MAX).flat_map(visible).collect();
     // Errors of the server end with their hint, since it also writes them to clients.
     let (line, told) = line.split_once("; hint: ").map_or((&*line, None), |it| (it.0, Some(it.1.to_owned())));
     let mut text = format!("error: {line}\n");
@@ -104,6 +109,12 @@ fn written(error: &anyhow::Error) -> String {
         text += &format!("hint: {hint}\n");
     }
     text
+}
+
+fn visible(character: char) -> impl Iterator<Item = char> {
+    let escaped = character.is_control().then(|| character.escape_debug());
+    let plain = escaped.is_none().then_some(character);
+    escaped.into_iter().flatten().chain(plain)
 }
 
 fn hints(cause: &(dyn Error + 'static)) -> Vec<String> {
@@ -187,6 +198,14 @@ mod tests {
         let error = anyhow::Error::from(refused).context("file.toml");
         assert_eq!(written(&error), "error: file.toml: no such thing\nhint: look elsewhere\n");
         assert_eq!(code(&error), BAD_INPUT);
+    }
+
+    #[test]
+    fn an_error_does_not_steer_the_terminal() {
+        let error = anyhow::Error::from(Refusal::new("metadata `a\u{1b}[2Jb`"));
+        assert_eq!(written(&error), "error: metadata `a\\u{1b}[2Jb`\n");
+        let error = anyhow::Error::from(Refusal::new("x".repeat(100_000)));
+        assert!(written(&error).len() < 5000);
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! `fsq inspect`: what is in a GGUF file. Runs nothing and believes nothing that the reader has not proved.
+//!
+//! Of a damaged file it shows what comes before the fault, and ends as bad input.
+
+mod damaged;
+mod strict;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use fsq_gguf::{Array, Gguf, Value};
+use fsq_gguf::{Array, Gguf, Metadata, Value};
 use serde::Serialize;
 
 use crate::failure::Outcome;
@@ -19,11 +24,15 @@ const STRING_CHARACTERS_MAX: usize = 72;
 /// Arguments of `fsq inspect`.
 #[derive(Args)]
 pub(crate) struct InspectArguments {
-    /// A GGUF file
+    /// A GGUF file, or any part of a split one
     file: PathBuf,
     /// Show long texts and arrays whole
     #[arg(long)]
     all: bool,
+    /// Read all of the file, and refuse it for what a sound policy does not have: scales that are no numbers, bytes of
+    /// no tensor, absent keys or tensors
+    #[arg(long)]
+    strict: bool,
 }
 
 #[derive(Serialize)]
@@ -33,12 +42,23 @@ struct Document<'a> {
     sha256: String,
     /// Of everything after the header: equal for files that differ in metadata only.
     data_sha256: String,
+    /// Of a split file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartShare>,
     alignment: u32,
     n_weights: usize,
     bits_per_weight: Option<f64>,
     formats: BTreeMap<&'static str, FormatShare>,
     metadata: serde_json::Map<String, serde_json::Value>,
     tensors: Vec<Tensor<'a>>,
+}
+
+#[derive(Serialize)]
+struct PartShare {
+    file: String,
+    n_bytes: usize,
+    n_tensors: usize,
+    sha256: String,
 }
 
 #[derive(Default, Serialize)]
@@ -54,13 +74,23 @@ struct Tensor<'a> {
     format: &'static str,
     /// Row length first, as in the file.
     shape: &'a [usize],
+    /// From the start of the tensor data.
     offset: usize,
     n_bytes: usize,
+    /// Of a split file, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<usize>,
 }
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &InspectArguments) -> anyhow::Result<Outcome> {
-    let gguf = policy::open(&arguments.file)?;
+    let gguf = match policy::open(&arguments.file) {
+        Ok(gguf) => gguf,
+        Err(fault) => return Err(damaged::show(globals, arguments, fault)?),
+    };
+    if arguments.strict {
+        strict::check(&gguf)?;
+    }
     if globals.json {
         output::print_json(&document(&gguf, arguments.all))?;
     } else {
@@ -71,7 +101,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &InspectArguments) -> anyhow
 
 #[expect(clippy::cast_precision_loss, reason = "bits per weight, to two places")]
 fn document(gguf: &Gguf, all: bool) -> Document<'_> {
-    let tensors: Vec<Tensor<'_>> = gguf.tensors().iter().map(tensor).collect();
+    let is_split = gguf.parts().len() > 1;
+    let tensors: Vec<Tensor<'_>> = gguf.tensors().iter().map(|it| tensor(it, is_split)).collect();
     let mut formats = BTreeMap::<_, FormatShare>::new();
     for (info, tensor) in gguf.tensors().iter().zip(&tensors) {
         let share = formats.entry(tensor.format).or_default();
@@ -86,18 +117,34 @@ fn document(gguf: &Gguf, all: bool) -> Document<'_> {
         n_bytes: gguf.n_bytes(),
         sha256: hex(&gguf.file_sha256()),
         data_sha256: hex(&gguf.data_sha256()),
+        parts: if is_split { parts(gguf) } else { Vec::new() },
         alignment: gguf.alignment(),
         n_weights,
         bits_per_weight: (n_weights > 0).then(|| 8.0 * n_weight_bytes as f64 / n_weights as f64),
         formats,
-        metadata: gguf.metadata().iter().map(|(key, value)| (key.to_owned(), json(value, all))).collect(),
+        metadata: entries_of(gguf.metadata(), all),
         tensors,
     }
 }
 
-fn tensor(info: &fsq_gguf::TensorInfo) -> Tensor<'_> {
-    let n_bytes = info.format.row_bytes(info.cols()).unwrap_or(0) * info.rows();
-    Tensor { name: &info.name, format: info.format.name(), shape: &info.shape, offset: info.offset, n_bytes }
+fn tensor(info: &fsq_gguf::TensorInfo, is_split: bool) -> Tensor<'_> {
+    let part = is_split.then_some(info.part + 1);
+    let fsq_gguf::TensorInfo { name, format, shape, offset, n_bytes, .. } = info;
+    Tensor { name, format: format.name(), shape, offset: *offset, n_bytes: *n_bytes, part }
+}
+
+fn parts(gguf: &Gguf) -> Vec<PartShare> {
+    let share = |(index, part): (usize, &fsq_gguf::Part)| PartShare {
+        file: part.path().display().to_string(),
+        n_bytes: part.bytes().len(),
+        n_tensors: gguf.tensors().iter().filter(|it| it.part == index).count(),
+        sha256: hex(&part.sha256()),
+    };
+    gguf.parts().iter().enumerate().map(share).collect()
+}
+
+fn entries_of(metadata: &Metadata, all: bool) -> serde_json::Map<String, serde_json::Value> {
+    metadata.iter().map(|(key, value)| (key.to_owned(), json(value, all))).collect()
 }
 
 /// A value as JSON; a long array as its length and first entries unless all of it is asked for.
@@ -164,11 +211,11 @@ fn text(gguf: &Gguf, all: bool) -> String {
         let size = bytes_text(share.n_bytes as u64);
         text += &format!("  {format:<8} {} tensors, {} weights, {size}\n", share.n_tensors, share.n_weights);
     }
-    text += &format!("\nmetadata ({})\n", document.metadata.len());
-    let width = document.metadata.keys().map(|it| it.chars().count()).max().unwrap_or(0);
-    for (key, value) in &document.metadata {
-        text += &format!("  {:<width$}  {}\n", shown(key, true), shown_value(value, all));
+    for part in &document.parts {
+        let size = bytes_text(part.n_bytes as u64);
+        text += &format!("  part     {}, {} tensors, {size}, sha256 {}\n", part.file, part.n_tensors, part.sha256);
     }
+    text += &metadata_text(&document.metadata, all);
     text += &format!("\ntensors ({})\n", document.tensors.len());
     let rows = document.tensors.iter().map(|it| {
         let shape: Vec<String> = it.shape.iter().rev().map(usize::to_string).collect();
@@ -176,6 +223,16 @@ fn text(gguf: &Gguf, all: bool) -> String {
         vec![name, it.format.into(), format!("[{}]", shape.join(", ")), bytes_text(it.n_bytes as u64)]
     });
     text + &columns(&rows.collect::<Vec<_>>())
+}
+
+fn metadata_text(metadata: &serde_json::Map<String, serde_json::Value>, all: bool) -> String {
+    let mut text = format!("\nmetadata ({})\n", metadata.len());
+    let rows: Vec<_> = metadata.iter().map(|(key, value)| (shown(key, all), shown_value(value, all))).collect();
+    let width = rows.iter().map(|it| it.0.chars().count()).max().unwrap_or(0);
+    for (key, value) in rows {
+        text += &format!("  {key:<width$}  {value}\n");
+    }
+    text
 }
 
 /// A file's text without anything that would steer a terminal, cut to a readable length.

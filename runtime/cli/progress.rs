@@ -56,7 +56,7 @@ impl Progress {
     }
 
     /// What there is to say of the stage at this moment; the next note replaces it.
-    #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "only training has something to say"))]
+    #[cfg_attr(not(any(feature = "train", test)), expect(dead_code, reason = "only training has something to say"))]
     pub(crate) fn note(&self, text: impl Into<String>) {
         if let Some(stage) = &mut *self.lock() {
             stage.note = text.into();

@@ -185,7 +185,7 @@ fn quantize_writes_files_that_run_and_says_what_they_are() {
     assert_eq!(written, report);
     assert!(std::fs::read_to_string(out.join("report.html")).unwrap().contains("not judged"));
     for (name, file) in names.iter().zip(report["files"].as_array().unwrap()) {
-        let inspected = json(&["inspect", text(&out.join(name)), "--json"]);
+        let inspected = json(&["inspect", "--strict", text(&out.join(name)), "--json"]);
         assert_eq!(inspected["sha256"], file["sha256"]);
         let again = json(&["run", text(&out.join(name)), "--prompt", "hello", "-n", "4", "--ignore-eos", "--json"]);
         assert_eq!(again["token_ids"].as_array().unwrap().len(), 4);

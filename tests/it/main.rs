@@ -7,10 +7,15 @@ mod cli;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod docs;
+#[cfg(unix)]
+#[path = "../fuzz/bodies.rs"]
+mod fuzz_bodies;
 #[cfg(feature = "train")]
 mod gates;
 #[cfg(feature = "train")]
 mod greedy;
+#[cfg(unix)]
+mod hostile;
 mod oracle;
 mod program;
 mod recorded;

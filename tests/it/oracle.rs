@@ -35,6 +35,7 @@ pub(crate) fn greedy(file: &Path, prompts: &[Value], n: usize) -> Vec<Completion
 }
 
 /// Logits after the last token of each text, read in one batch.
+#[cfg(feature = "train")]
 pub(crate) fn last_rows(file: &Path, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
     let script = root().join("tests/oracle/llama_greedy.py");
     let arguments = [script.to_str().unwrap(), file.to_str().unwrap()];

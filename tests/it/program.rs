@@ -6,8 +6,10 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 /// Exit code of a gate that failed.
+#[cfg(feature = "train")]
 pub(crate) const GATE_FAILED: Option<i32> = Some(2);
 /// Exit code of a gate that had too little to judge by.
+#[cfg(feature = "train")]
 pub(crate) const INCONCLUSIVE: Option<i32> = Some(3);
 /// Exit code of input that cannot be used.
 pub(crate) const BAD_INPUT: Option<i32> = Some(4);

@@ -28,6 +28,7 @@ impl Recorded {
         self.tokens.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
+    #[cfg(feature = "train")]
     pub(crate) fn largest_difference(&self, found: &[f32]) -> f32 {
         assert_eq!(found.len(), self.logits.len());
         found.iter().zip(&self.logits).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)

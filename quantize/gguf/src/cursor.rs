@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use crate::metadata::{Array, Value};
-use crate::{GgufError, NESTING_MAX};
+use crate::{GgufError, HEADER_BYTES_MAX, NESTING_MAX};
 
-/// A place in some bytes.
+/// A place in the bytes that a header may have.
 pub(crate) struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     offset: usize,
+    /// Whether the file goes on where a header must have ended.
+    goes_on: bool,
 }
 
 /// Reads a little-endian number; makes the array of them.
@@ -20,8 +22,9 @@ macro_rules! number {
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { path, bytes, offset: 0 }
+    pub(crate) fn new(path: &'a Path, file: &'a [u8]) -> Self {
+        let bytes = &file[..file.len().min(HEADER_BYTES_MAX)];
+        Self { path, bytes, offset: 0, goes_on: bytes.len() < file.len() }
     }
 
     pub(crate) fn path(&self) -> &'a Path {
@@ -39,6 +42,10 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8], GgufError> {
         let n_bytes = usize::try_from(n).ok().filter(|_| n <= self.left());
         let Some(n_bytes) = n_bytes else {
+            if self.goes_on {
+                let found = n.saturating_add(self.offset as u64);
+                return Err(self.limit(&format!("bytes of the header, up to {what}"), HEADER_BYTES_MAX as u64, found));
+            }
             return Err(GgufError::Truncated {
                 path: self.path.to_path_buf(),
                 what: what.into(),
@@ -70,11 +77,11 @@ impl<'a> Cursor<'a> {
         Ok(number!(self, what, u64))
     }
 
-    /// Reads a number of things that take at least `bytes_each`; more than the file could hold is refused here, before
-    /// anything is allocated for them.
-    pub(crate) fn count(&mut self, what: &str, bytes_each: u64) -> Result<usize, GgufError> {
+    /// Reads a number of things that take at least `bytes_each`; more than the file could hold, or than `most`, is
+    /// refused here, before anything is allocated for them.
+    pub(crate) fn count(&mut self, what: &str, bytes_each: u64, most: u64) -> Result<usize, GgufError> {
         let found = self.u64(what)?;
-        let limit = self.left() / bytes_each;
+        let limit = most.min(self.left() / bytes_each);
         usize::try_from(found).ok().filter(|_| found <= limit).ok_or_else(|| self.limit(what, limit, found))
     }
 
@@ -140,7 +147,7 @@ impl<'a> Cursor<'a> {
             9 => 12,
             found => return Err(self.value_type(what, found)),
         };
-        let n = self.count(&format!("elements of {what}"), bytes_each)?;
+        let n = self.count(&format!("elements of {what}"), bytes_each, u64::MAX)?;
         Ok(match type_id {
             0 => Array::U8(self.repeat(n, |it| Ok(number!(it, what, u8)))?),
             1 => Array::I8(self.repeat(n, |it| Ok(number!(it, what, i8)))?),

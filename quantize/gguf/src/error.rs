@@ -26,6 +26,14 @@ pub enum GgufError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A folder, a pipe or a device where a file should be.
+    #[error("{}: expected a file, found {found}", path.display())]
+    NotAFile {
+        /// The place.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
     /// The first four bytes are not `GGUF`.
     #[error("{}: not a GGUF file: expected it to begin with `GGUF`, found {found:?}", path.display())]
     Magic {
@@ -208,6 +216,68 @@ pub enum GgufError {
         tensor: String,
         /// The one that it begins in.
         other: String,
+    },
+    /// A field of a split file that says nothing usable.
+    #[error("{}: metadata `{key}`: expected {expected}, found {found}", path.display())]
+    Split {
+        /// The part.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What would have been right.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A part under a name that is not its own.
+    #[error("{}: part {number} of {count} by its metadata: expected a name that ends in `{expected}`", path.display())]
+    PartName {
+        /// The part.
+        path: PathBuf,
+        /// Its number, from 1.
+        number: u64,
+        /// How many there are.
+        count: u64,
+        /// How its name would end.
+        expected: String,
+    },
+    /// A part that is not beside the others.
+    #[error(
+        "{}: part {number} of {count}: expected `{}` beside it, found no such file",
+        path.display(),
+        part.display()
+    )]
+    MissingPart {
+        /// The part that was opened.
+        path: PathBuf,
+        /// The one that is missing.
+        part: PathBuf,
+        /// Its number, from 1.
+        number: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// A part that says something else than the first.
+    #[error(
+        "{}: metadata `{key}`: expected what {} says, found a part of another file",
+        path.display(),
+        first.display()
+    )]
+    ForeignPart {
+        /// The part.
+        path: PathBuf,
+        /// The first part.
+        first: PathBuf,
+        /// The key in which they differ.
+        key: String,
+    },
+    /// A split file where one whole file is needed.
+    #[error("{}: expected one file, found one of {n_parts} parts: join them first", path.display())]
+    NotOneFile {
+        /// The first part.
+        path: PathBuf,
+        /// How many there are.
+        n_parts: usize,
     },
     /// A tensor written out of its turn.
     #[error("{}: expected the bytes of tensor {expected}, found those of `{found}`", path.display())]

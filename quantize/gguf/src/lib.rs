@@ -1,21 +1,35 @@
 //! Reads and writes GGUF files; knows no model.
 //!
-//! [`Gguf::open`] maps a file of version 2 or 3 and proves all of it (every length, type, offset and shape) before it
-//! hands out the first view, so that whoever holds a [`TensorView`] need not check again. [`Draft`] writes
-//! version 3 under a temporary name in the same folder; [`FinishedDraft::publish`] gives it its real one.
+//! [`Gguf::open`] maps a file of version 2 or 3, or all parts of a split one, and proves all of it (every length, type,
+//! offset and shape) before it hands out the first view, so that whoever holds a [`TensorView`] need not check again.
+//! [`Survey`] shows what a damaged file still says, [`flaws`] what a sound one should not have.
+//! [`Draft`] writes version 3 under a temporary name in the same folder; [`FinishedDraft::publish`] gives it its real
+//! one.
+//!
+//! Whoever opens a file trusts nothing in it: a header never takes more than four times its bytes of memory, besides
+//! 320 bytes for each tensor and entry that it tells of. See `tests/hostile/README.md` for what is tried.
 //!
 //! Layout: `docs/gguf.md` of the ggml repository. Numbers are little endian.
 
 mod cursor;
 mod error;
+mod flaws;
+mod header;
 mod memory;
 mod metadata;
+mod part;
 mod reader;
+mod split;
+mod survey;
 mod writer;
 
 pub use error::{FieldError, GgufError};
+pub use flaws::{Flaw, flaws};
+pub use header::ToldTensor;
 pub use metadata::{Array, FromValue, Metadata, Value};
+pub use part::Part;
 pub use reader::{Gguf, TensorInfo, TensorView};
+pub use survey::Survey;
 pub use writer::{Draft, FinishedDraft, TensorSpec, rewrite_metadata};
 
 /// What a file begins with.
@@ -36,3 +50,9 @@ pub(crate) const TENSOR_NAME_BYTES_MAX: u64 = 63;
 pub(crate) const DIMENSIONS_MAX: u32 = 4;
 /// Arrays in arrays: no file in use nests more than two deep.
 pub(crate) const NESTING_MAX: u32 = 4;
+/// Bytes of a header: three times the largest in use, which tells 262,144 tokens and half a million merges.
+pub(crate) const HEADER_BYTES_MAX: usize = 1 << 26;
+/// Metadata entries: a hundred times what the converters write.
+pub(crate) const ENTRIES_MAX: u64 = 1 << 14;
+/// Tensors: more than twice those of the largest policies with a tensor for each expert.
+pub(crate) const TENSORS_MAX: u64 = 1 << 17;

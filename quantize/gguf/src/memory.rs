@@ -38,11 +38,40 @@ impl Memory {
 /// Maps a file for reading.
 #[allow(unsafe_code, reason = "the one place where a file is mapped")]
 pub(crate) fn map(path: &Path) -> Result<Memory, GgufError> {
+    // Asked before opening, since opening a pipe waits for its writer; and after, since the place may have changed.
+    check_kind(path, std::fs::metadata(path))?;
     let file = File::open(path).map_err(|it| GgufError::io(path, it))?;
+    check_kind(path, file.metadata())?;
     // SAFETY: the map is private to this process and never written. Another process may change the file meanwhile:
     // every offset was proved against the length of the map, never read from it again, so changed bytes change weights
     // only; a file cut short ends the process (SIGBUS) rather than reading memory that is not its own.
     // Drafts are never written to under the name of a file that can be open: they are renamed over it.
     let map = unsafe { Mmap::map(&file) }.map_err(|it| GgufError::io(path, it))?;
     Ok(Memory::Mapped(map))
+}
+
+/// Refuses what has no length: a folder, a pipe, a device.
+fn check_kind(path: &Path, asked: std::io::Result<std::fs::Metadata>) -> Result<(), GgufError> {
+    let kind = asked.map_err(|it| GgufError::io(path, it))?.file_type();
+    let found = match kind {
+        it if it.is_file() => return Ok(()),
+        it if it.is_dir() => "a folder",
+        it => special(it),
+    };
+    Err(GgufError::NotAFile { path: path.into(), found })
+}
+
+#[cfg(unix)]
+fn special(kind: std::fs::FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    match kind {
+        it if it.is_fifo() => "a pipe",
+        it if it.is_socket() => "a socket",
+        _ => "a device",
+    }
+}
+
+#[cfg(not(unix))]
+fn special(_kind: std::fs::FileType) -> &'static str {
+    "something else"
 }

@@ -78,7 +78,7 @@ impl Value {
     }
 
     /// The value in few words, for error messages.
-    fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Self::Array(array) => format!("an array of {}", array.len()),
             Self::String(text) => {

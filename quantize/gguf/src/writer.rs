@@ -9,8 +9,8 @@ use fsq_blocks::Format;
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::metadata::{Array, Value};
-use crate::reader::{Gguf, alignment, checked_shape};
-use crate::{GgufError, KEY_BYTES_MAX, MAGIC, Metadata, NESTING_MAX, TENSOR_NAME_BYTES_MAX, VERSION};
+use crate::part::{alignment, checked_shape};
+use crate::{Gguf, GgufError, KEY_BYTES_MAX, MAGIC, Metadata, NESTING_MAX, TENSOR_NAME_BYTES_MAX, VERSION};
 
 /// What is to be written of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,8 +164,11 @@ impl FinishedDraft {
 /// Copies a file with other metadata; its tensors and what pads them stay byte for byte.
 ///
 /// # Errors
-/// When the metadata asks for another alignment than the file has, or the copy cannot be written.
+/// When the source is split, the metadata asks for another alignment than it has, or the copy cannot be written.
 pub fn rewrite_metadata(source: &Gguf, metadata: &Metadata, final_path: &Path) -> Result<FinishedDraft, GgufError> {
+    let [whole] = source.parts() else {
+        return Err(GgufError::NotOneFile { path: source.path().into(), n_parts: source.parts().len() });
+    };
     let asked = alignment(final_path, metadata)?;
     if asked != source.alignment() {
         return Err(GgufError::Alignment {
@@ -182,7 +185,7 @@ pub fn rewrite_metadata(source: &Gguf, metadata: &Metadata, final_path: &Path) -
         n_bytes: it.n_bytes as u64,
     });
     let mut draft = Draft::begin(final_path, metadata, placed.collect(), asked)?;
-    draft.put(source.data())?;
+    draft.put(whole.data())?;
     draft.turn = draft.tensors.len();
     draft.finish()
 }

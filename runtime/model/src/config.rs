@@ -8,8 +8,11 @@ use crate::ModelError;
 /// Largest of any size that is believed: far above any released policy, far below an overflow.
 const SIZE_MAX: u64 = 1 << 24;
 
-/// Reads the sizes and checks that they fit each other.
-pub(crate) fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
+/// Reads the sizes of a policy from its file, without loading it, and checks that they fit each other.
+///
+/// # Errors
+/// Names the first field that is absent, of another type, or impossible.
+pub fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
     let metadata = gguf.metadata();
     let name: &str = metadata.need("general.architecture")?;
     let architecture = Architecture::from_gguf(name).ok_or_else(|| {
@@ -36,7 +39,9 @@ pub(crate) fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
         vocab: embedding.rows(),
         context: size("context_length")?,
         rms_eps: metadata.need(&key("attention.layer_norm_rms_epsilon"))?,
-        rope_theta: metadata.f32(&key("rope.freq_base")).unwrap_or(10_000.0),
+        rope_theta: metadata
+            .get(&key("rope.freq_base"))
+            .map_or(Ok(10_000.0), |_| metadata.need(&key("rope.freq_base")))?,
         tied: gguf.tensor("output.weight").is_none(),
     };
     for (field, default) in [("rope.dimension_count", head_dim), ("attention.value_length", head_dim)] {
@@ -46,7 +51,22 @@ pub(crate) fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
         }
     }
     check(&dimensions, metadata, name)?;
+    check_floats(&dimensions, name)?;
     Ok(dimensions)
+}
+
+fn check_floats(dimensions: &Dimensions, name: &str) -> Result<(), ModelError> {
+    let Dimensions { rms_eps, rope_theta, .. } = *dimensions;
+    if !(0.0..1.0).contains(&rms_eps) {
+        let field = format!("{name}.attention.layer_norm_rms_epsilon");
+        return Err(unfit(&field, "a number from 0 to below 1".into(), rms_eps.to_string()));
+    }
+    // Frequencies fall from pair to pair only above 1.
+    if !(rope_theta.is_finite() && rope_theta > 1.0) {
+        let field = format!("{name}.rope.freq_base");
+        return Err(unfit(&field, "a finite number above 1".into(), rope_theta.to_string()));
+    }
+    Ok(())
 }
 
 fn check(dimensions: &Dimensions, metadata: &Metadata, name: &str) -> Result<(), ModelError> {
@@ -55,14 +75,23 @@ fn check(dimensions: &Dimensions, metadata: &Metadata, name: &str) -> Result<(),
         let field = format!("{name}.attention.head_count_kv");
         return Err(unfit(&field, format!("a divisor of {n_heads}"), n_kv_heads.to_string()));
     }
+    if head_dim == 0 {
+        let field = format!("{name}.attention.head_count");
+        return Err(unfit(&field, format!("at most {}, the width", dimensions.hidden), n_heads.to_string()));
+    }
     if !head_dim.is_multiple_of(16) {
         let field = format!("{name}.attention.key_length");
         return Err(unfit(&field, "a multiple of 16".into(), head_dim.to_string()));
     }
-    let scaling = metadata.str(&format!("{name}.rope.scaling.type")).unwrap_or("none");
+    let n_tokens = metadata.str_array("tokenizer.ggml.tokens").map_or(0, <[String]>::len);
+    if n_tokens > dimensions.vocab {
+        let expected = format!("at most {} entries, the rows of `token_embd.weight`", dimensions.vocab);
+        return Err(unfit("tokenizer.ggml.tokens", expected, n_tokens.to_string()));
+    }
+    let field = format!("{name}.rope.scaling.type");
+    let scaling = metadata.get(&field).map_or(Ok("none"), |_| metadata.need(&field))?;
     if scaling != "none" {
         // Running without it would be silently wrong. Llama 3's scaling comes as a tensor instead and is run.
-        let field = format!("{name}.rope.scaling.type");
         return Err(unfit(&field, "`none`".into(), format!("`{scaling}`")));
     }
     Ok(())

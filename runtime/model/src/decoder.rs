@@ -75,10 +75,9 @@ impl<B: Backend> Decoder<B> {
             n_kv_heads: dimensions.n_kv_heads,
             head_dim: dimensions.head_dim,
         };
-        let factors = gguf.tensor("rope_freqs.weight").map(|it| it.to_f32());
         Ok(Self {
             weights: Weights::load(&backend, gguf, &dimensions)?,
-            rotary: RotaryTable::new(dimensions.head_dim, dimensions.rope_theta, factors)?,
+            rotary: RotaryTable::read(gguf, dimensions.head_dim, dimensions.rope_theta)?,
             adapters: BTreeMap::new(),
             pages: Pages::new(n_pages),
             cache: backend.cache(shape)?,

@@ -44,6 +44,16 @@ pub enum ModelError {
         /// As in the file.
         found: Vec<usize>,
     },
+    /// A tensor holds a number that cannot be computed with.
+    #[error("tensor `{name}`: expected {expected}, found {found}")]
+    TensorValue {
+        /// Its GGUF name.
+        name: String,
+        /// What its numbers must be.
+        expected: String,
+        /// What one of them is.
+        found: String,
+    },
     /// The pre-tokenizer tag is one whose splitting rule is not known.
     #[error("tokenizer.ggml.pre `{found}`: not a known pre-tokenizer; known are {}", known.join(", "))]
     UnknownPreTokenizer {

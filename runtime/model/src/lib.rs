@@ -26,6 +26,7 @@ mod engine_tests;
 mod fixtures;
 
 pub use chat::{ChatTemplate, Message};
+pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
 pub use decoder::{Decoder, DecoderOptions, KvFormat};
 pub use engine::{Engine, EngineEvent, Finish, Request};

@@ -31,7 +31,8 @@ impl LoadedPolicy {
     /// # Errors
     /// When there is none, or it does not parse.
     pub fn template(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<ChatTemplate, ModelError> {
-        let source = gguf.metadata().str(TEMPLATE_KEY).ok_or(ModelError::NoChatTemplate { key: TEMPLATE_KEY })?;
+        let found = gguf.metadata().get(TEMPLATE_KEY).map(|_| gguf.metadata().need(TEMPLATE_KEY)).transpose()?;
+        let source = found.ok_or(ModelError::NoChatTemplate { key: TEMPLATE_KEY })?;
         let text = |id: Option<u32>| id.map_or_else(String::new, |it| tokenizer.decode_with_special(&[it]));
         ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()))
     }

@@ -1,6 +1,11 @@
 //! The angles of rotary positions, computed once for each position that is reached. Knows no heads' contents.
 
+use fsq_gguf::Gguf;
+
 use crate::ModelError;
+
+/// The tensor that scales frequencies: Llama 3's way to long contexts.
+const FACTORS: &str = "rope_freqs.weight";
 
 /// Cosines and sines by position.
 #[derive(Debug)]
@@ -15,17 +20,21 @@ pub(crate) struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// For heads of a width, at a base of the frequencies.
+    /// For heads of a width, at a base of the frequencies, with the factors of a file if it has them.
     ///
     /// # Errors
-    /// [`ModelError::TensorShape`] when the factors are not one for each pair.
-    pub(crate) fn new(head_dim: usize, theta: f32, factors: Option<Vec<f32>>) -> Result<Self, ModelError> {
-        if let Some(factors) = factors.as_ref().filter(|it| it.len() != head_dim / 2) {
-            return Err(ModelError::TensorShape {
-                name: "rope_freqs.weight".into(),
-                expected: vec![head_dim / 2],
-                found: vec![factors.len()],
-            });
+    /// [`ModelError::TensorShape`] when the factors are not one for each pair, [`ModelError::TensorValue`] when one
+    /// cannot divide an angle.
+    pub(crate) fn read(gguf: &Gguf, head_dim: usize, theta: f32) -> Result<Self, ModelError> {
+        let view = gguf.tensor(FACTORS);
+        if let Some(view) = view.filter(|it| it.shape != [head_dim / 2]) {
+            let found = view.shape.iter().rev().copied().collect();
+            return Err(ModelError::TensorShape { name: FACTORS.into(), expected: vec![head_dim / 2], found });
+        }
+        let factors = view.map(|it| it.to_f32());
+        if let Some(odd) = factors.iter().flatten().find(|it| !(it.is_finite() && **it > 0.0)) {
+            let expected = "finite numbers above 0".into();
+            return Err(ModelError::TensorValue { name: FACTORS.into(), expected, found: odd.to_string() });
         }
         Ok(Self { head_dim, step: theta.powf(-2.0 / head_dim as f32), factors, angles: Vec::new() })
     }

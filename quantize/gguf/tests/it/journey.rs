@@ -45,7 +45,7 @@ fn version_2_is_read_and_other_alignments_are_kept() {
     let gguf = Gguf::from_bytes(&bytes).unwrap();
     assert_eq!(gguf.alignment(), 64);
     assert!(gguf.tensors().iter().all(|it| it.offset.is_multiple_of(64)));
-    assert_eq!(gguf.data().len() % 64, 0);
+    assert_eq!(gguf.parts()[0].data().len() % 64, 0);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_file_without_tensors_needs_no_padding() {
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend([0; 16]);
     let gguf = Gguf::from_bytes(&bytes).unwrap();
-    assert!(gguf.tensors().is_empty() && gguf.metadata().is_empty() && gguf.data().is_empty());
+    assert!(gguf.tensors().is_empty() && gguf.metadata().is_empty() && gguf.parts()[0].data().is_empty());
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn rewritten_metadata_leaves_the_tensors_alone() {
     rewrite_metadata(&before, &metadata, &path).unwrap().publish().unwrap();
     let after = Gguf::open(&path).unwrap();
     assert_eq!(after.metadata().str("fsq.gate.verdict"), Some("pass"));
-    assert_eq!((after.data_sha256(), after.data()), (before.data_sha256(), before.data()));
+    assert_eq!((after.data_sha256(), after.parts()[0].data()), (before.data_sha256(), before.parts()[0].data()));
     assert_eq!(after.tensors(), before.tensors());
     assert_ne!(after.file_sha256(), before.file_sha256());
     metadata.insert("general.alignment", 64u32);

@@ -1,8 +1,10 @@
-//! One binary: files that must not be read, files that must come back as they were written.
+//! One binary: files that must not be read, files that must come back as they were written, and files in parts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot write its file has failed")]
 
+mod flaws;
 mod hostile;
 mod journey;
+mod split;
 
 use fsq_blocks::Format;
 use fsq_gguf::{Array, Draft, Metadata, TensorSpec, Value};

@@ -80,11 +80,20 @@ impl Tokenizer {
         }
         let pieces: Vec<Piece> =
             tokens.iter().zip(&kinds).map(|(text, kind)| Piece::new(text, Kind::from_gguf(*kind))).collect();
-        let vocab = tokens.iter().zip(&pieces).zip(0..);
-        let vocab: HashMap<String, u32> = vocab
-            .filter(|((_, piece), _)| piece.kind == Kind::Normal)
-            .map(|((text, _), id)| (text.to_string(), id))
-            .collect();
+        let mut vocab: HashMap<String, u32> = HashMap::with_capacity(tokens.len());
+        for ((text, piece), id) in tokens.iter().zip(&pieces).zip(0..) {
+            if piece.kind != Kind::Normal || text.is_empty() {
+                continue;
+            }
+            // Which of two ids is meant could not be told.
+            if let Some(other) = vocab.insert(text.clone(), id) {
+                return Err(ModelError::Metadata {
+                    field: format!("tokenizer.ggml.tokens[{id}]"),
+                    expected: "a text of its own".into(),
+                    found: format!("`{text}`, the text of token {other}"),
+                });
+            }
+        }
         let merges = parse_merges(fields.need("tokenizer.ggml.merges")?)?;
         let words = build_words(vocab, merges, pre)?;
         let mut tokenizer = Self::assemble(words, pieces)?;
@@ -93,7 +102,9 @@ impl Tokenizer {
         tokenizer.ends.extend(tokenizer.eos);
         tokenizer.ends.extend(token_field(fields, "tokenizer.ggml.eot_token_id", tokens.len())?);
         tokenizer.ends.extend(token_field(fields, "tokenizer.ggml.eom_token_id", tokens.len())?);
-        tokenizer.adds_bos = tokenizer.bos.is_some() && fields.bool("tokenizer.ggml.add_bos_token") == Some(true);
+        let adds_bos = "tokenizer.ggml.add_bos_token";
+        let adds_bos = fields.get(adds_bos).map_or(Ok(false), |_| fields.need(adds_bos))?;
+        tokenizer.adds_bos = tokenizer.bos.is_some() && adds_bos;
         Ok(tokenizer)
     }
 
