@@ -23,7 +23,11 @@ const TRIALS: i32 = 7;
 
 /// The code of the nearest level, of two as near the higher (`best_index_int8`, by counting instead of halving).
 pub(crate) fn nearest(value: f32) -> u8 {
-    BETWEEN.iter().map(|&it| u8::from(value >= it)).sum()
+    let mut code = 0;
+    for between in BETWEEN {
+        code += u8::from(value >= between);
+    }
+    code
 }
 
 /// Finds the scale with the least weighted square error of `scale · level` (`quantize_row_iq4_nl_impl`). Without
