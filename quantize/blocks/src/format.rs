@@ -55,8 +55,12 @@ formats! {
     Q8_0 = 8 => formats::q8_0::Q8_0, 34;
     /// 32 weights, one scale, 4 bits each.
     Q4_0 = 2 => formats::q4_0::Q4_0, 18;
+    /// 32 weights, one scale and one minimum, 4 bits each.
+    Q4_1 = 3 => formats::q4_1::Q4_1, 20;
     /// 32 weights, one scale, 5 bits each.
     Q5_0 = 6 => formats::q5_0::Q5_0, 22;
+    /// 32 weights, one scale and one minimum, 5 bits each.
+    Q5_1 = 7 => formats::q5_1::Q5_1, 24;
     /// 256 weights in 16 groups with a 4-bit scale and minimum each, 2 bits a weight.
     Q2_K = 10 => formats::q2_k::Q2_K, 84;
     /// 256 weights in 16 groups with a 6-bit scale each, 3 bits a weight.
@@ -67,6 +71,12 @@ formats! {
     Q5_K = 13 => formats::q5_k::Q5_K, 176;
     /// 256 weights in 16 groups with an 8-bit scale each, 6 bits a weight.
     Q6_K = 14 => formats::q6_k::Q6_K, 210;
+    /// 32 weights, one scale, 4 bits each that name one of 16 uneven levels.
+    IQ4_NL = 20 => formats::iq4_nl::IQ4_NL, 18;
+    /// 256 weights in 8 groups with a 6-bit scale each, 4 bits a weight that name one of 16 uneven levels.
+    IQ4_XS = 23 => formats::iq4_xs::IQ4_XS, 136;
+    /// 32 weights, one power of two as scale, floats of 4 bits each.
+    MXFP4 = 39 => formats::mxfp4::MXFP4, 17;
 }
 
 impl Format {

@@ -15,8 +15,10 @@
 
 pub mod activations;
 mod block;
+mod codebook;
 mod format;
 pub mod formats;
+mod nibbles;
 mod search;
 mod super_block;
 

@@ -117,6 +117,26 @@ pub(crate) fn symmetric_by_turns(n: i32, x: &[f32; 16], levels: &mut [u8]) -> f3
     if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
 }
 
+/// Scale and minimum of levels in `0..=n` that span the weights from the smallest to the largest
+/// (`quantize_row_q4_1_ref` and `quantize_row_q5_1_ref`).
+pub(crate) fn span(n: u8, x: &[f32], levels: &mut [u8]) -> (f32, f32) {
+    let (mut min, mut max) = (f32::MAX, f32::MIN);
+    for &x in x {
+        if x < min {
+            min = x;
+        }
+        if x > max {
+            max = x;
+        }
+    }
+    let scale = (max - min) / f32::from(n);
+    let inverse = if scale != 0.0 { 1.0 / scale } else { 0.0 };
+    for (level, &x) in levels.iter_mut().zip(x) {
+        *level = (((x - min) * inverse + 0.5) as u8).min(n);
+    }
+    (scale, min)
+}
+
 /// Which inverse scales [`affine`] tries: `(first + step · i + n) / (max - min)` for `i` in `0..=n_steps`.
 #[derive(Clone, Copy)]
 pub(crate) struct Trials {
@@ -128,6 +148,11 @@ pub(crate) struct Trials {
     pub(crate) n_steps: i32,
     /// Whether the error is absolute rather than square.
     pub(crate) absolute: bool,
+}
+
+impl Trials {
+    /// With importance, every format with minima tries the same.
+    pub(crate) const WITH_IMPORTANCE: Self = Self { first: -0.9, step: 0.05, n_steps: 36, absolute: false };
 }
 
 /// The largest group [`affine`] is called for.

@@ -32,9 +32,6 @@ pub(crate) struct Fitted {
     pub(crate) levels: [u8; WEIGHTS],
 }
 
-/// With importance, every format of this kind tries the same.
-const TRIALS_WITH_IMPORTANCE: Trials = Trials { first: -0.9, step: 0.05, n_steps: 36, absolute: false };
-
 impl Affine {
     /// Fits one super-block.
     pub(crate) fn fit(&self, x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Fitted {
@@ -81,7 +78,8 @@ impl Affine {
             let weights = &mut weights[..self.group];
             search::weigh(importance, x, sigma2, weights);
             totals[index] = weights.iter().sum();
-            (scales[index], minima[index]) = search::affine(self.level_max, x, weights, TRIALS_WITH_IMPORTANCE, levels);
+            (scales[index], minima[index]) =
+                search::affine(self.level_max, x, weights, Trials::WITH_IMPORTANCE, levels);
         }
         let n = WEIGHTS / self.group;
         let (mut rounded_scales, mut rounded_minima) = ([0u8; 16], [0u8; 16]);

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use bytemuck::Zeroable;
 use fsq_blocks::{Activation, Format, activations};
 
 const COLS: usize = 512;
@@ -110,9 +111,11 @@ fn errors_stay_within_the_bound_of_their_bits() {
         Format::Q8_0 => 0.008,
         Format::Q6_K => 0.022,
         Format::Q5_K => 0.045,
-        Format::Q5_0 => 0.05,
+        Format::Q5_0 | Format::Q5_1 => 0.05,
         Format::Q4_K => 0.085,
+        Format::IQ4_NL | Format::IQ4_XS | Format::Q4_1 => 0.1,
         Format::Q4_0 => 0.11,
+        Format::MXFP4 => 0.13,
         Format::Q3_K => 0.18,
         Format::Q2_K => 0.35,
         _ => panic!("give {} a bound", format.name()),
@@ -192,6 +195,19 @@ fn one_outlier_is_kept() {
 }
 
 #[test]
+fn powers_of_two_reach_as_far_as_their_exponent() {
+    for power in -126..=125 {
+        let scale = 2.0f32.powi(power);
+        let weights: Vec<f32> = (0..32).map(|it| [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, -6.0][it % 8] * scale).collect();
+        assert_eq!(round_trip(Format::MXFP4, &weights), weights, "2^{power}");
+    }
+    // Between two powers the exponent is that of the lower; what lies above the largest level is cut to it.
+    assert_eq!(round_trip(Format::MXFP4, &[7.9; 32]), [6.0; 32]);
+    assert_eq!(round_trip(Format::MXFP4, &[8.0; 32]), [8.0; 32]);
+    assert!(round_trip(Format::MXFP4, &[1e-45; 32]).iter().all(|it| *it == 0.0));
+}
+
+#[test]
 fn importance_changes_the_result_and_lowers_the_error_where_it_counts() {
     let weights = noise(32 * COLS, 7);
     let importance: Vec<f32> = (0..COLS).map(|column| if column % 8 == 0 { 100.0 } else { 0.1 }).collect();
@@ -231,10 +247,18 @@ fn rows_are_independent() {
 fn activation_blocks_round_to_8_bits() {
     let values = noise(COLS, 11);
     let mut decoded = vec![0.0; COLS];
-    let mut blocks = [bytemuck::Zeroable::zeroed(); COLS / 256];
+    let mut blocks = [activations::Q8_K::zeroed(); COLS / 256];
     activations::Q8_K::encode(&values, &mut blocks);
     activations::Q8_K::decode(&blocks, &mut decoded);
     assert!(relative_error(&values, &decoded) < 0.01);
+    let (mut of_32, mut again) = ([activations::Q8_1::zeroed(); COLS / 32], vec![0.0; COLS]);
+    activations::Q8_1::encode(&values, &mut of_32);
+    activations::Q8_1::decode(&of_32, &mut again);
+    assert!(relative_error(&values, &again) < 0.01);
+    for (block, decoded) in of_32.iter().zip(again.chunks_exact(32)) {
+        let sum: f32 = decoded.iter().sum();
+        assert!((block.sum.to_f32() - sum).abs() <= 1e-3 * (0.01 + sum.abs()), "{:?} {sum}", block.sum);
+    }
     for block in &blocks {
         assert_eq!(block.sums[3], block.levels[48..64].iter().map(|&it| i16::from(it)).sum());
     }
@@ -246,7 +270,7 @@ fn the_table_can_be_looked_up() {
         assert_eq!(Format::from_id(format.id()), Some(format));
         assert_eq!(Format::from_name(&format.name().to_lowercase()), Some(format));
     }
-    assert_eq!(Format::from_id(3), None);
+    assert_eq!(Format::from_id(4), None);
     assert_eq!(Format::from_name("Q9_Z"), None);
     assert_eq!(Format::Q4_K.row_bytes(512), Some(288));
     assert_eq!(Format::Q4_K.row_bytes(500), None);

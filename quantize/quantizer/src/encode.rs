@@ -61,7 +61,7 @@ pub fn quantize(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Encoded, QuantizeError> {
     check_adapters(&checkpoint.dimensions, adapters)?;
-    let allocations = plan.allocate(&checkpoint.dimensions)?;
+    let allocations = plan.allocate(&checkpoint.dimensions, importance.is_some())?;
     check_importance(importance, &allocations)?;
     let metadata = convert::metadata(checkpoint, plan, provenance)?;
     let specs: Vec<TensorSpec> = allocations.iter().map(spec).collect();

@@ -1,8 +1,8 @@
 //! Which tensor gets which format; knows no weights.
 //!
 //! The mixes follow `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp` for
-//! dense policies of the Llama kind. Two formats it falls back to are not ours: `Q5_1` becomes `Q8_0`, and early
-//! `ffn_down` stays `Q4_0` or `Q5_0` with importance where it takes `Q4_1` or `Q5_1`.
+//! dense policies of the Llama kind. There is no mix of `MXFP4`: its own is for mixtures of experts. Overrides may ask
+//! for it.
 
 use fsq_blocks::Format;
 use fsq_checkpoint::{Dimensions, Linear, TensorName, tensor_names};
@@ -19,7 +19,9 @@ pub enum Mix {
     BF16,
     Q8_0,
     Q4_0,
+    Q4_1,
     Q5_0,
+    Q5_1,
     Q2_K,
     Q2_K_S,
     Q3_K_S,
@@ -30,6 +32,8 @@ pub enum Mix {
     Q5_K_S,
     Q5_K_M,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
 }
 
 /// Name, llama.cpp's number of the file type, and the format that most tensors get.
@@ -39,7 +43,9 @@ const MIXES: &[(Mix, &str, u32, Format)] = &[
     (Mix::BF16, "BF16", 32, Format::BF16),
     (Mix::Q8_0, "Q8_0", 7, Format::Q8_0),
     (Mix::Q4_0, "Q4_0", 2, Format::Q4_0),
+    (Mix::Q4_1, "Q4_1", 3, Format::Q4_1),
     (Mix::Q5_0, "Q5_0", 8, Format::Q5_0),
+    (Mix::Q5_1, "Q5_1", 9, Format::Q5_1),
     (Mix::Q2_K, "Q2_K", 10, Format::Q2_K),
     (Mix::Q2_K_S, "Q2_K_S", 21, Format::Q2_K),
     (Mix::Q3_K_S, "Q3_K_S", 11, Format::Q3_K),
@@ -50,6 +56,8 @@ const MIXES: &[(Mix, &str, u32, Format)] = &[
     (Mix::Q5_K_S, "Q5_K_S", 16, Format::Q5_K),
     (Mix::Q5_K_M, "Q5_K_M", 17, Format::Q5_K),
     (Mix::Q6_K, "Q6_K", 18, Format::Q6_K),
+    (Mix::IQ4_NL, "IQ4_NL", 25, Format::IQ4_NL),
+    (Mix::IQ4_XS, "IQ4_XS", 30, Format::IQ4_XS),
 ];
 
 impl Mix {
@@ -117,21 +125,27 @@ impl Plan {
         Self { name: None, mix, overrides: Vec::new(), pure: false }
     }
 
-    /// The format of every tensor, in the order of the file.
+    /// The format of every tensor, in the order of the file. Some recipes choose otherwise when they are `weighted`:
+    /// when importance will guide the encoding.
     ///
     /// # Errors
     /// When an override names no matrix, or a format that its rows are not whole blocks of.
-    pub fn allocate(&self, dimensions: &Dimensions) -> Result<Vec<Allocation>, QuantizeError> {
+    pub fn allocate(&self, dimensions: &Dimensions, weighted: bool) -> Result<Vec<Allocation>, QuantizeError> {
         let tensors = tensor_names(dimensions);
         for (pattern, _) in &self.overrides {
             if !tensors.iter().any(|it| it.shape.len() > 1 && matches(pattern, &it.gguf)) {
                 return Err(QuantizeError::UnknownTensor { pattern: pattern.clone() });
             }
         }
-        tensors.into_iter().map(|it| self.allocation(dimensions, it)).collect()
+        tensors.into_iter().map(|it| self.allocation(dimensions, weighted, it)).collect()
     }
 
-    fn allocation(&self, dimensions: &Dimensions, tensor: TensorName) -> Result<Allocation, QuantizeError> {
+    fn allocation(
+        &self,
+        dimensions: &Dimensions,
+        weighted: bool,
+        tensor: TensorName,
+    ) -> Result<Allocation, QuantizeError> {
         let [_, columns] = tensor.shape[..] else {
             return Ok(Allocation { tensor, format: Format::F32, wanted: Format::F32 });
         };
@@ -146,13 +160,14 @@ impl Plan {
             }
             return Ok(Allocation { tensor, format: *format, wanted: *format });
         }
-        let wanted = if self.pure { self.mix.format() } else { mixed(self.mix, dimensions, &tensor.gguf, columns) };
+        let wanted =
+            if self.pure { self.mix.format() } else { mixed(self.mix, dimensions, weighted, &tensor.gguf, columns) };
         Ok(Allocation { tensor, format: fallback(wanted, columns), wanted })
     }
 }
 
 /// The recipe's format of one matrix.
-fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Format {
+fn mixed(mix: Mix, dimensions: &Dimensions, weighted: bool, gguf: &str, columns: usize) -> Format {
     let format = mix.format();
     if format.block_weights() == 1 {
         return format;
@@ -164,31 +179,10 @@ fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Forma
     let (layer, n) = (layer_of(gguf), dimensions.n_layers);
     let is = |linear: Linear| layer.is_some_and(|it| gguf == format!("{}.weight", linear.gguf_path(it)));
     let layer = layer.unwrap_or(0);
-    let more_bits = layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
-    let many_queries = dimensions.n_heads >= 4 * dimensions.n_kv_heads;
     let raised = if is(Linear::V) {
-        match mix {
-            Mix::Q2_K if many_queries => Some(Format::Q4_K),
-            Mix::Q2_K => Some(Format::Q3_K),
-            Mix::Q2_K_S if many_queries => Some(Format::Q4_K),
-            Mix::Q3_K_M if layer < 2 => Some(Format::Q5_K),
-            Mix::Q3_K_M => Some(Format::Q4_K),
-            Mix::Q3_K_L => Some(Format::Q5_K),
-            Mix::Q4_K_S if layer < 4 => Some(Format::Q5_K),
-            Mix::Q4_K_M | Mix::Q5_K_M if more_bits => Some(Format::Q6_K),
-            _ => None,
-        }
+        raised_v(mix, dimensions, layer)
     } else if is(Linear::Down) {
-        match mix {
-            Mix::Q2_K => Some(Format::Q3_K),
-            Mix::Q2_K_S if layer < n / 8 => Some(Format::Q4_K),
-            Mix::Q3_K_M if layer < n / 16 => Some(Format::Q5_K),
-            Mix::Q3_K_M => Some(Format::Q4_K),
-            Mix::Q3_K_L => Some(Format::Q5_K),
-            Mix::Q4_K_S if layer < n / 8 => Some(Format::Q5_K),
-            Mix::Q4_K_M | Mix::Q5_K_M if more_bits => Some(Format::Q6_K),
-            _ => None,
-        }
+        raised_down(mix, (layer, n), weighted)
     } else if is(Linear::O) {
         match mix {
             Mix::Q2_K => Some(Format::Q3_K),
@@ -202,6 +196,54 @@ fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Forma
     raised.unwrap_or(format)
 }
 
+/// Whether a layer is among those that count most: the first and the last eighth, and each third between.
+fn counts_more(layer: usize, n: usize) -> bool {
+    layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2
+}
+
+/// What the recipe gives `attn_v` instead of its main format.
+fn raised_v(mix: Mix, dimensions: &Dimensions, layer: usize) -> Option<Format> {
+    let n = dimensions.n_layers;
+    let many_queries = dimensions.n_heads >= 4 * dimensions.n_kv_heads;
+    let raised = match mix {
+        Mix::Q2_K if many_queries => Some(Format::Q4_K),
+        Mix::Q2_K => Some(Format::Q3_K),
+        Mix::Q2_K_S if many_queries => Some(Format::Q4_K),
+        Mix::Q3_K_M if layer < 2 => Some(Format::Q5_K),
+        Mix::Q3_K_M => Some(Format::Q4_K),
+        Mix::Q3_K_L => Some(Format::Q5_K),
+        Mix::IQ4_NL | Mix::IQ4_XS if many_queries => Some(Format::Q5_K),
+        Mix::Q4_K_S if layer < 4 => Some(Format::Q5_K),
+        Mix::Q4_K_M | Mix::Q5_K_M if counts_more(layer, n) => Some(Format::Q6_K),
+        _ => None,
+    };
+    // What llama.cpp knows as 70B: eighty layers whose queries share values, so that more bits there cost next to
+    // nothing.
+    let is_70b = n == 80 && dimensions.n_heads != dimensions.n_kv_heads;
+    match raised.unwrap_or(mix.format()) {
+        Format::Q3_K | Format::Q4_K if is_70b => Some(Format::Q5_K),
+        _ => raised,
+    }
+}
+
+/// What the recipe gives `ffn_down` in layer `layer` of `n` instead of its main format.
+fn raised_down(mix: Mix, (layer, n): (usize, usize), weighted: bool) -> Option<Format> {
+    let is_early = layer < n / 8;
+    match mix {
+        Mix::Q2_K => Some(Format::Q3_K),
+        Mix::Q2_K_S if is_early => Some(Format::Q4_K),
+        Mix::Q3_K_M if layer < n / 16 => Some(Format::Q5_K),
+        Mix::Q3_K_M => Some(Format::Q4_K),
+        Mix::Q3_K_L => Some(Format::Q5_K),
+        Mix::Q4_K_M | Mix::Q5_K_M if counts_more(layer, n) => Some(Format::Q6_K),
+        Mix::IQ4_NL | Mix::IQ4_XS if is_early && !weighted => Some(Format::Q5_K),
+        Mix::Q4_K_S if is_early => Some(Format::Q5_K),
+        Mix::Q4_0 if is_early && weighted => Some(Format::Q4_1),
+        Mix::Q5_0 if is_early && weighted => Some(Format::Q5_1),
+        _ => None,
+    }
+}
+
 /// The format itself, or a like one whose blocks divide the rows.
 fn fallback(wanted: Format, columns: usize) -> Format {
     if wanted.row_bytes(columns).is_some() {
@@ -210,7 +252,9 @@ fn fallback(wanted: Format, columns: usize) -> Format {
     let smaller = match wanted {
         Format::Q2_K | Format::Q3_K => Format::Q4_0,
         Format::Q4_K => Format::Q5_0,
-        Format::Q5_K | Format::Q6_K => Format::Q8_0,
+        Format::Q5_K => Format::Q5_1,
+        Format::Q6_K => Format::Q8_0,
+        Format::IQ4_XS => Format::IQ4_NL,
         _ => Format::F16,
     };
     if smaller.row_bytes(columns).is_some() { smaller } else { Format::F16 }
@@ -264,15 +308,22 @@ mod tests {
     }
 
     fn format_of(plan: &Plan, dimensions: &Dimensions, name: &str) -> Format {
-        let allocations = plan.allocate(dimensions).unwrap();
+        let allocations = plan.allocate(dimensions, false).unwrap();
         allocations.iter().find(|it| it.tensor.gguf == name).unwrap().format
     }
 
     /// The layers whose matrix gets another format than the recipe's main one.
     fn raised(mix: Mix, n_layers: usize, name: &str) -> Vec<(usize, Format)> {
-        let (plan, dimensions) = (Plan::new(mix), dimensions(n_layers, 256, true));
-        let formats = (0..n_layers).map(|it| (it, format_of(&plan, &dimensions, &format!("blk.{it}.{name}.weight"))));
-        formats.filter(|it| it.1 != mix.format()).collect()
+        raised_in(mix, &dimensions(n_layers, 256, true), false, name)
+    }
+
+    fn raised_in(mix: Mix, dimensions: &Dimensions, weighted: bool, name: &str) -> Vec<(usize, Format)> {
+        let allocations = Plan::new(mix).allocate(dimensions, weighted).unwrap();
+        let of_layer = |it: usize| {
+            let name = format!("blk.{it}.{name}.weight");
+            (it, allocations.iter().find(|it| it.tensor.gguf == name).unwrap().format)
+        };
+        (0..dimensions.n_layers).map(of_layer).filter(|it| it.1 != mix.format()).collect()
     }
 
     #[test]
@@ -296,6 +347,47 @@ mod tests {
         assert_eq!(raised(Mix::Q3_K_M, 16, "ffn_down")[..2], [(0, Format::Q5_K), (1, Format::Q4_K)]);
         assert_eq!(raised(Mix::Q2_K, 4, "attn_output").len(), 4);
         assert_eq!(raised(Mix::Q8_0, 4, "attn_v"), []);
+        assert_eq!(raised(Mix::Q5_K_S, 16, "attn_v"), []);
+        assert_eq!(raised(Mix::Q5_K_M, 16, "ffn_down"), raised(Mix::Q4_K_M, 16, "ffn_down"));
+        assert_eq!(raised(Mix::Q2_K_S, 16, "ffn_down"), [(0, Format::Q4_K), (1, Format::Q4_K)]);
+        assert!(raised(Mix::Q3_K_L, 16, "attn_output").iter().all(|it| it.1 == Format::Q5_K));
+        for whole in [Mix::Q3_K_S, Mix::Q4_1, Mix::Q5_1, Mix::IQ4_NL, Mix::IQ4_XS] {
+            for name in ["attn_q", "attn_v", "attn_output", "ffn_up"] {
+                assert_eq!(raised(whole, 16, name), [], "{} {name}", whole.name());
+            }
+        }
+    }
+
+    #[test]
+    fn importance_moves_the_early_ffn_down() {
+        let sizes = dimensions(16, 256, true);
+        let early = |mix, weighted| raised_in(mix, &sizes, weighted, "ffn_down");
+        for mix in [Mix::IQ4_NL, Mix::IQ4_XS] {
+            assert_eq!(early(mix, false), [(0, Format::Q5_K), (1, Format::Q5_K)]);
+            assert_eq!(early(mix, true), []);
+        }
+        assert_eq!((early(Mix::Q4_0, false), early(Mix::Q5_0, false)), (vec![], vec![]));
+        assert_eq!(early(Mix::Q4_0, true), [(0, Format::Q4_1), (1, Format::Q4_1)]);
+        assert_eq!(early(Mix::Q5_0, true), [(0, Format::Q5_1), (1, Format::Q5_1)]);
+        assert_eq!((early(Mix::Q4_1, true), early(Mix::Q5_1, true)), (vec![], vec![]));
+        assert_eq!(early(Mix::Q4_K_M, false), early(Mix::Q4_K_M, true));
+    }
+
+    #[test]
+    fn values_that_many_queries_share_get_more_bits() {
+        let shared = |n_layers| Dimensions { n_kv_heads: 1, ..dimensions(n_layers, 256, true) };
+        for mix in [Mix::IQ4_NL, Mix::IQ4_XS] {
+            assert_eq!(raised_in(mix, &shared(2), true, "attn_v"), [(0, Format::Q5_K), (1, Format::Q5_K)]);
+        }
+        assert_eq!(raised_in(Mix::Q2_K_S, &shared(2), true, "attn_v").len(), 2);
+        let lowest = |mix, sizes: Dimensions| {
+            let raised = raised_in(mix, &sizes, false, "attn_v");
+            raised.iter().filter(|it| it.1 == Format::Q5_K).count()
+        };
+        // Eighty layers with shared values are a 70B, where nothing of `attn_v` stays at three or four bits.
+        assert_eq!(lowest(Mix::Q3_K_S, shared(80)), 80);
+        assert_eq!(lowest(Mix::Q4_K_M, shared(80)) + raised(Mix::Q4_K_M, 80, "attn_output").len(), 40);
+        assert_eq!(lowest(Mix::Q3_K_S, Dimensions { n_kv_heads: 4, ..shared(80) }), 0);
     }
 
     #[test]
@@ -319,9 +411,21 @@ mod tests {
         assert_eq!(format_of(&plan, &narrow, "blk.0.attn_q.weight"), Format::Q5_0);
         assert_eq!(format_of(&plan, &narrow, "blk.4.attn_v.weight"), Format::Q8_0);
         assert_eq!(format_of(&plan, &narrow, "token_embd.weight"), Format::Q8_0);
-        assert_eq!(format_of(&Plan::new(Mix::Q2_K), &narrow, "blk.0.attn_q.weight"), Format::Q4_0);
+        for (mix, expected) in [
+            (Mix::Q2_K, Format::Q4_0),
+            (Mix::Q3_K_S, Format::Q4_0),
+            (Mix::Q5_K_M, Format::Q5_1),
+            (Mix::Q6_K, Format::Q8_0),
+            (Mix::IQ4_XS, Format::IQ4_NL),
+            (Mix::IQ4_NL, Format::IQ4_NL),
+            (Mix::Q4_1, Format::Q4_1),
+            (Mix::Q5_1, Format::Q5_1),
+        ] {
+            assert_eq!(format_of(&Plan::new(mix), &narrow, "blk.0.attn_q.weight"), expected, "{}", mix.name());
+            assert_eq!(format_of(&Plan::new(mix), &narrow, "token_embd.weight"), Format::Q8_0, "{}", mix.name());
+        }
         assert_eq!(format_of(&plan, &dimensions(5, 24, true), "blk.0.attn_q.weight"), Format::F16);
-        let told = plan.allocate(&narrow).unwrap();
+        let told = plan.allocate(&narrow, false).unwrap();
         assert!(told.iter().any(|it| it.format == Format::Q5_0 && it.wanted == Format::Q4_K));
     }
 
@@ -335,7 +439,7 @@ mod tests {
         let many = with("blk.*.ffn_*.weight", Format::Q4_K);
         assert_eq!(format_of(&many, &sizes, "blk.2.ffn_up.weight"), Format::Q4_K);
         assert_eq!(format_of(&many, &sizes, "blk.2.ffn_norm.weight"), Format::F32);
-        let message = |plan: Plan, hidden| plan.allocate(&dimensions(3, hidden, true)).unwrap_err().to_string();
+        let message = |plan: Plan, hidden| plan.allocate(&dimensions(3, hidden, true), false).unwrap_err().to_string();
         assert!(message(with("blk.7.attn_q", Format::Q2_K), 256).starts_with("override `blk.7.attn_q`: expected"));
         assert!(message(with("blk.0.attn_norm", Format::Q2_K), 256).contains("the name of a matrix"));
         assert_eq!(

@@ -178,7 +178,7 @@ fn every_mix_decodes_to_nearly_the_weights() {
         let limit = match mix.format() {
             Format::Q2_K => 0.35,
             Format::Q3_K => 0.2,
-            Format::Q4_K | Format::Q4_0 => 0.1,
+            Format::Q4_K | Format::Q4_0 | Format::Q4_1 | Format::IQ4_NL | Format::IQ4_XS => 0.1,
             _ => 0.06,
         };
         let reports = encoded.tensors.clone();

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
 use crate::formats::q8_0::{Q8_0, dot_levels};
+use crate::nibbles;
 use crate::search;
 
 /// One block. Byte `i` of the levels holds weight `i` in its low half and weight `i + 16` in its high half.
@@ -19,11 +20,7 @@ pub struct Q4_0 {
 impl Q4_0 {
     /// The levels in order, from -8 to 7.
     pub fn unpacked(&self) -> [i8; 32] {
-        std::array::from_fn(|index| (self.levels[index % 16] >> (index / 16 * 4) & 0xf) as i8 - 8)
-    }
-
-    fn pack(&mut self, levels: &[u8; 32]) {
-        self.levels = std::array::from_fn(|index| levels[index] | levels[index + 16] << 4);
+        nibbles::unpack_4_bit(&self.levels).map(|it| it as i8 - 8)
     }
 }
 
@@ -50,7 +47,7 @@ impl BlockFormat for Q4_0 {
                     *level = ((x * inverse + 8.5) as i8).clamp(0, 15) as u8;
                 }
             }
-            block.pack(&levels);
+            block.levels = nibbles::pack_4_bit(&levels);
         }
     }
 

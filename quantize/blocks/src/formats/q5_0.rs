@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
 use crate::formats::q8_0::{Q8_0, dot_levels};
+use crate::nibbles;
 use crate::search;
 
 /// One block. Byte `i` of the low bits holds weight `i` in its low half and weight `i + 16` in its high half; bit `i`
@@ -22,17 +23,7 @@ pub struct Q5_0 {
 impl Q5_0 {
     /// The levels in order, from -16 to 15.
     pub fn unpacked(&self) -> [i8; 32] {
-        let high = u32::from_le_bytes(self.high);
-        std::array::from_fn(|index| {
-            let low = self.low[index % 16] >> (index / 16 * 4) & 0xf;
-            (low | ((high >> index & 1) as u8) << 4) as i8 - 16
-        })
-    }
-
-    fn pack(&mut self, levels: &[u8; 32]) {
-        self.low = std::array::from_fn(|index| (levels[index] & 0xf) | (levels[index + 16] & 0xf) << 4);
-        let high = levels.iter().enumerate().fold(0u32, |high, (index, &it)| high | u32::from(it >> 4 & 1) << index);
-        self.high = high.to_le_bytes();
+        nibbles::unpack_5_bit(&self.low, &self.high).map(|it| it as i8 - 16)
     }
 }
 
@@ -59,7 +50,8 @@ impl BlockFormat for Q5_0 {
                     *level = ((x * inverse + 16.5) as i8).clamp(0, 31) as u8;
                 }
             }
-            block.pack(&levels);
+            block.low = nibbles::pack_4_bit(&levels);
+            block.high = nibbles::pack_fifth_bits(&levels);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rows of activations rounded to 8 bits, as integer weights want them. Knows no weights.
 //!
-//! Rounding follows llama.cpp on x86 (`ggml-cpu/arch/x86/quants.c`, `quantize_row_q8_0`; `ggml-quants.c`,
+//! Rounding follows llama.cpp on x86 (`ggml-cpu/arch/x86/quants.c`, `quantize_row_q8_0` and `_q8_1`; `ggml-quants.c`,
 //! `quantize_row_q8_K_ref`): to nearest, ties to even, the scale of a 32-block rounded to f16.
 
 use half::f16;
@@ -11,11 +11,14 @@ use super::tiles::codes::{GROUPS, UNIT};
 /// Activations of a super-block.
 pub(crate) const SUPER: usize = 256;
 
-/// Scale and sum of 32 activations.
+/// Scale and sums of 32 activations.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rounded32 {
     pub(crate) scale: f32,
+    /// Of the levels.
     pub(crate) sum: i32,
+    /// Of the levels times the scale before it was rounded, itself rounded to f16: what minima multiply.
+    pub(crate) value_sum: f32,
 }
 
 /// Scale of 256 activations, and sums of each 16 and each 32.
@@ -101,7 +104,9 @@ impl RoundedBlock for Rounded32 {
         let largest = largest_magnitude(isa, values);
         let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
         let sums = round_values(isa, values, inverse, quads);
-        Self { scale: f16::from_f32(largest / 127.0).to_f32(), sum: sums[0] + sums[1] }
+        let (scale, sum) = (largest / 127.0, sums[0] + sums[1]);
+        let half = |value: f32| f16::from_f32(value).to_f32();
+        Self { scale: half(scale), sum, value_sum: half(scale * sum as f32) }
     }
 }
 

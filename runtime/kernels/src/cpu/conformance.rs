@@ -60,6 +60,11 @@ fn load(cpu: &Cpu, format: Format, bytes: &[u8], rows: usize, cols: usize) -> Cp
 const SHAPES: [(usize, usize, usize); 5] = [(1, 16, 256), (3, 33, 512), (15, 48, 256), (8, 7, 256), (45, 130, 512)];
 
 #[test]
+fn every_format_has_tiles() {
+    every_backend(|cpu| assert!(Format::ALL.iter().all(|it| cpu.reads(*it))));
+}
+
+#[test]
 fn matmul_equals_the_formats_own_dot_product() {
     every_backend(|cpu| {
         for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {

@@ -62,6 +62,8 @@ pub(crate) trait Isa: Copy {
     fn and(self, a: Self::I, mask: u8) -> Self::I;
     /// `low | high << 4`, where `high` is at most 15.
     fn join_nibbles(self, low: Self::I, high: Self::I) -> Self::I;
+    /// Each byte the entry of the table that it is the place of; places are 0 to 15.
+    fn look_up(self, table: &[u8; 16], places: Self::I) -> Self::I;
     /// Per lane: `acc + Σ code · value` over its four codes (0 to 127) and the four `i8` of `quad`.
     fn dot(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
     /// The same for codes 0 to 255, of which `128 - WIDE_ZERO` has been subtracted.
@@ -218,7 +220,7 @@ mod tests {
         }
     }
 
-    struct Ints<'a>(&'a Line, i32, &'a mut [[f32; LANES]; 8]);
+    struct Ints<'a>(&'a Line, i32, &'a mut [[f32; LANES]; 9]);
 
     impl Kernel for Ints<'_> {
         type Output = ();
@@ -240,6 +242,8 @@ mod tests {
             let floats = isa.load(&std::array::from_fn(|it| it as f32 * 15.5 - 100.0));
             let sum = isa.store_i8(floats, &mut narrow.0);
             isa.store_f16(isa.mul(floats, isa.splat(1.0 / 3.0)), &mut narrow.1);
+            let table = std::array::from_fn(|it| (it as u8).wrapping_mul(23) / 2);
+            isa.store(isa.to_float(isa.dot(start, isa.look_up(&table, low), self.1)), &mut self.2[8]);
             isa.store(isa.add(isa.load_i8(&narrow.0), isa.splat(sum as f32 * 1000.0)), &mut self.2[6]);
             isa.store(isa.load_f16(&narrow.1), &mut self.2[7]);
             isa.store(isa.load_f16(&std::array::from_fn(|it| it as u16 * 2000)), &mut self.2[4]);
@@ -251,13 +255,16 @@ mod tests {
     fn integers_are_equal_on_every_set() {
         let line = Line(std::array::from_fn(|it| (it * 37 % 255) as u8 + 1));
         for quad in [i32::from_le_bytes([127, 129, 3, 255]), i32::from_le_bytes([129; 4]), 0] {
-            let mut expected = [[0.0; LANES]; 8];
+            let mut expected = [[0.0; LANES]; 9];
             dispatch(Choice(Set::Scalar), Ints(&line, quad, &mut expected));
             let values = quad.to_le_bytes().map(|it| i32::from(it as i8));
             let by_hand: i32 = (0..4).map(|it| (i32::from(line.0[it]) - 128) * values[it]).sum();
             assert_eq!(expected[2][0], (by_hand + 5) as f32);
+            let entry = |it: usize| i32::from((line.0[it] & 15).wrapping_mul(23) / 2);
+            let by_table: i32 = (0..4).map(|it| entry(it) * values[it]).sum();
+            assert_eq!(expected[8][0], (by_table + 5) as f32);
             for choice in Choice::available() {
-                let mut found = [[0.0; LANES]; 8];
+                let mut found = [[0.0; LANES]; 9];
                 dispatch(choice, Ints(&line, quad, &mut found));
                 assert_eq!(found, expected, "{}", choice.name());
             }

@@ -1,7 +1,8 @@
 //! A weight matrix in the CPU's layout, whatever its format.
 
 use fsq_blocks::formats::{
-    q2_k::Q2_K, q3_k::Q3_K, q4_0::Q4_0, q4_k::Q4_K, q5_0::Q5_0, q5_k::Q5_K, q6_k::Q6_K, q8_0::Q8_0,
+    iq4_nl::IQ4_NL, iq4_xs::IQ4_XS, mxfp4::MXFP4, q2_k::Q2_K, q3_k::Q3_K, q4_0::Q4_0, q4_1::Q4_1, q4_k::Q4_K,
+    q5_0::Q5_0, q5_1::Q5_1, q5_k::Q5_K, q6_k::Q6_K, q8_0::Q8_0,
 };
 use fsq_blocks::{BlockFormat, Format};
 
@@ -87,12 +88,17 @@ tiles! {
     rounded {
         Q8_0(BlockTiles<Q8_0>) by rounded_32,
         Q5_0(BlockTiles<Q5_0>) by rounded_32,
+        Q5_1(BlockTiles<Q5_1>) by rounded_32,
         Q4_0(BlockTiles<Q4_0>) by rounded_32,
+        Q4_1(BlockTiles<Q4_1>) by rounded_32,
+        IQ4_NL(BlockTiles<IQ4_NL>) by rounded_32,
+        MXFP4(BlockTiles<MXFP4>) by rounded_32,
         Q2_K(SuperTiles<Q2_K>) by rounded_256,
         Q3_K(SuperTiles<Q3_K>) by rounded_256,
         Q4_K(SuperTiles<Q4_K>) by rounded_256,
         Q5_K(SuperTiles<Q5_K>) by rounded_256,
         Q6_K(SuperTiles<Q6_K>) by rounded_256,
+        IQ4_XS(SuperTiles<IQ4_XS>) by rounded_256,
     }
 }
 

@@ -219,6 +219,13 @@ impl Isa for Avx2 {
         ])
     }
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: I) -> I {
+        with_proof!({
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, places[0]), _mm256_shuffle_epi8(table, places[1])]
+        })
+    }
+    #[inline(always)]
     fn dot(self, acc: I, codes: I, quad: i32) -> I {
         // Codes up to 127 times values up to 127: a pair's sum fits 16 bits.
         with_proof!({

@@ -156,6 +156,10 @@ impl Isa for Avx512 {
         with_proof!(_mm512_or_si512(low, _mm512_slli_epi16::<4>(high)))
     }
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: __m512i) -> __m512i {
+        with_proof!(_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), places))
+    }
+    #[inline(always)]
     fn dot(self, acc: __m512i, codes: __m512i, quad: i32) -> __m512i {
         with_proof!(_mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(quad)))
     }

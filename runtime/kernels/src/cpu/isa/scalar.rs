@@ -149,6 +149,10 @@ impl Isa for Scalar {
         std::array::from_fn(|it| low[it] | high[it] << 4)
     }
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: Bytes) -> Bytes {
+        places.map(|it| table[usize::from(it & 15)])
+    }
+    #[inline(always)]
     fn dot(self, acc: Bytes, codes: Bytes, quad: i32) -> Bytes {
         dot(acc, codes, quad, 0)
     }

@@ -1,61 +1,80 @@
-//! Weights of 32 to a block with one scale (`Q8_0`, `Q5_0`, `Q4_0`), against activations in blocks of 32.
+//! Weights of 32 to a block with one scale, and a minimum in some formats, against activations in blocks of 32.
 
-use std::marker::PhantomData;
+use bytemuck::Zeroable;
+use fsq_blocks::BlockFormat;
+use fsq_blocks::formats::{iq4_nl::IQ4_NL, mxfp4::MXFP4, q4_0::Q4_0, q4_1::Q4_1, q5_0::Q5_0, q5_1::Q5_1, q8_0::Q8_0};
 
-use fsq_blocks::formats::{q4_0::Q4_0, q5_0::Q5_0, q8_0::Q8_0};
-use fsq_blocks::{BlockFormat, Half};
-
-use super::codes::{Codes, NibbleAnd, Single, UNIT, n_tiles};
+use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, n_tiles, raised};
+use super::floats::{Bf16, F16, FloatLane};
 use crate::cpu::activations::{Rounded32, RoundedRow};
 use crate::cpu::isa::{Isa, LANES, Line};
 
-/// What a file's block tells a tile.
+/// What a file's block tells a tile. `weight = scale · level + minimum`
 pub(crate) trait Block: BlockFormat {
     type Codes: Codes;
-    fn scale(&self) -> Half;
-    /// From `-ZERO` upwards.
-    fn levels(&self) -> [i8; UNIT];
+    /// How the scale lies in memory: 16 bits that hold it exactly.
+    type Scale: FloatLane;
+    const HAS_MINIMUM: bool = false;
+    fn scale(&self) -> Self::Scale;
+    fn minimum(&self) -> F16 {
+        F16(0)
+    }
+    /// What [`Codes::put`] takes.
+    fn codes(&self) -> [u8; UNIT];
 }
 
-impl Block for Q8_0 {
-    type Codes = Single<8, 128>;
-    fn scale(&self) -> Half {
-        self.d
-    }
-    fn levels(&self) -> [i8; UNIT] {
-        self.levels
-    }
+/// A format with a half as scale.
+macro_rules! scaled {
+    ($block:ty, $codes:ty, |$it:ident| $put:expr $(, and $minimum:ident)?) => {
+        impl Block for $block {
+            type Codes = $codes;
+            type Scale = F16;
+            fn scale(&self) -> F16 {
+                F16(self.d.to_bits())
+            }
+            $(
+                const HAS_MINIMUM: bool = true;
+                fn minimum(&self) -> F16 {
+                    F16(self.$minimum.to_bits())
+                }
+            )?
+            fn codes(&self) -> [u8; UNIT] {
+                let $it = self;
+                $put
+            }
+        }
+    };
 }
 
-impl Block for Q5_0 {
-    type Codes = NibbleAnd<1, 16>;
-    fn scale(&self) -> Half {
-        self.d
-    }
-    fn levels(&self) -> [i8; UNIT] {
-        self.unpacked()
-    }
-}
+scaled!(Q8_0, Single<8, 128>, |it| raised::<Self::Codes, UNIT>(it.levels));
+scaled!(Q5_0, NibbleAnd<1, 16>, |it| raised::<Self::Codes, UNIT>(it.unpacked()));
+scaled!(Q5_1, NibbleAnd<1, 0>, |it| raised::<Self::Codes, UNIT>(it.unpacked()), and minimum);
+scaled!(Q4_0, Single<4, 8>, |it| raised::<Self::Codes, UNIT>(it.unpacked()));
+scaled!(Q4_1, Single<4, 0>, |it| raised::<Self::Codes, UNIT>(it.unpacked()), and minimum);
+scaled!(IQ4_NL, Named<Uneven>, |it| it.codes());
 
-impl Block for Q4_0 {
-    type Codes = Single<4, 8>;
-    fn scale(&self) -> Half {
-        self.d
+impl Block for MXFP4 {
+    type Codes = Named<Fp4>;
+    // A power of two: its upper half is all of it.
+    type Scale = Bf16;
+    fn scale(&self) -> Bf16 {
+        Bf16((self.scale().to_bits() >> 16) as u16)
     }
-    fn levels(&self) -> [i8; UNIT] {
-        self.unpacked()
+    fn codes(&self) -> [u8; UNIT] {
+        self.codes()
     }
 }
 
 /// A matrix in tiles of 16 rows.
 #[derive(Debug)]
-pub(crate) struct BlockTiles<B> {
+pub(crate) struct BlockTiles<B: Block> {
     n_blocks: usize,
     /// `[tile][block][line]`
     lines: Vec<Line>,
-    /// `[tile][block]`, f16 bits of each row
-    scales: Vec<[u16; LANES]>,
-    format: PhantomData<fn() -> B>,
+    /// `[tile][block]`
+    scales: Vec<[B::Scale; LANES]>,
+    /// `[tile][block]`, empty without minima
+    minima: Vec<[F16; LANES]>,
 }
 
 impl<B: Block> BlockTiles<B> {
@@ -66,18 +85,20 @@ impl<B: Block> BlockTiles<B> {
         let mut tiles = Self {
             n_blocks,
             lines: zero.repeat(n_tiles(rows) * n_blocks * B::Codes::LINES),
-            scales: vec![[0; LANES]; n_tiles(rows) * n_blocks],
-            format: PhantomData,
+            scales: vec![[B::Scale::zeroed(); LANES]; n_tiles(rows) * n_blocks],
+            minima: vec![[F16(0); LANES]; if B::HAS_MINIMUM { n_tiles(rows) * n_blocks } else { 0 }],
         };
         for row in 0..rows {
             for block in 0..n_blocks {
                 let from = &blocks[row * n_blocks + block];
                 let at = row / LANES * n_blocks + block;
-                tiles.scales[at][row % LANES] = from.scale().to_bits();
+                tiles.scales[at][row % LANES] = from.scale();
+                if B::HAS_MINIMUM {
+                    tiles.minima[at][row % LANES] = from.minimum();
+                }
                 let unit = &mut tiles.lines[at * B::Codes::LINES..][..B::Codes::LINES];
-                for (column, level) in from.levels().into_iter().enumerate() {
-                    let code = i32::from(level) + B::Codes::ZERO;
-                    B::Codes::put(unit, row % LANES, column, code as u8);
+                for (column, code) in from.codes().into_iter().enumerate() {
+                    B::Codes::put(unit, row % LANES, column, code);
                 }
             }
         }
@@ -89,11 +110,13 @@ impl<B: Block> BlockTiles<B> {
         let first = row / LANES * self.n_blocks;
         for (block, weights) in into.chunks_exact_mut(UNIT).enumerate() {
             let at = first + block;
-            let scale = half::f16::from_bits(self.scales[at][row % LANES]).to_f32();
+            let scale = self.scales[at][row % LANES].value();
             let unit = &self.lines[at * B::Codes::LINES..][..B::Codes::LINES];
             for (column, weight) in weights.iter_mut().enumerate() {
-                let level = i32::from(B::Codes::get(unit, row % LANES, column)) - B::Codes::ZERO;
-                *weight = level as f32 * scale;
+                *weight = B::Codes::level(unit, row % LANES, column) as f32 * scale;
+                if B::HAS_MINIMUM {
+                    *weight += self.minima[at][row % LANES].value();
+                }
             }
         }
     }
@@ -108,6 +131,7 @@ impl<B: Block> BlockTiles<B> {
     ) -> [S::F; M] {
         let blocks = tile * self.n_blocks..(tile + 1) * self.n_blocks;
         let scales = &self.scales[blocks.clone()];
+        let minima = if B::HAS_MINIMUM { &self.minima[blocks.clone()] } else { &[] };
         let lines = &self.lines[blocks.start * B::Codes::LINES..blocks.end * B::Codes::LINES];
         let zero = if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
         let mut sums = [isa.splat(0.0); M];
@@ -138,10 +162,16 @@ impl<B: Block> BlockTiles<B> {
                 )*};
             }
             group!(0 1 2 3 4 5 6 7);
-            let scale = isa.load_f16(scale);
+            let scale = B::Scale::load(isa, scale);
             for row in 0..M {
                 let both = isa.mul(scale, isa.splat(all_blocks[row][block].scale));
                 sums[row] = isa.fma(isa.to_float(ints[row]), both, sums[row]);
+            }
+            if B::HAS_MINIMUM {
+                let minimum = F16::load(isa, &minima[block]);
+                for row in 0..M {
+                    sums[row] = isa.fma(minimum, isa.splat(all_blocks[row][block].value_sum), sums[row]);
+                }
             }
         }
         sums

@@ -4,6 +4,10 @@
 //! 4 bytes once unpacked. Packed, a line of the nibble plane carries two groups, of the 2-bit plane four, of the
 //! 1-bit plane eight, and one shift and mask unpacks any of them for all rows at once.
 
+use std::marker::PhantomData;
+
+use fsq_blocks::formats::{iq4_nl, mxfp4};
+
 use crate::cpu::isa::{Isa, LANES, Line};
 
 /// Weights of a unit, in each row.
@@ -15,19 +19,24 @@ pub(crate) const GROUPS: usize = 8;
 pub(crate) trait Codes: Send + Sync + 'static {
     /// Lines of a unit.
     const LINES: usize;
-    /// What is to be subtracted from a code to get the weight's level.
+    /// What is to be subtracted from an unpacked code to get the weight's level.
     const ZERO: i32;
-    /// Whether codes go beyond 127.
+    /// Whether unpacked codes go beyond 127.
     const WIDE: bool = false;
 
     /// Group `G` of a unit as bytes.
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I;
 
-    /// Puts a code in its place; the unit starts as zeroes.
+    /// Puts a code (or a place in a codebook) where it belongs; the unit starts as zeroes.
     fn put(unit: &mut [Line], row: usize, column: usize, code: u8);
 
-    /// The code of one weight.
-    fn get(unit: &[Line], row: usize, column: usize) -> u8;
+    /// The level of one weight.
+    fn level(unit: &[Line], row: usize, column: usize) -> i32;
+}
+
+/// Levels as codes that start at zero.
+pub(crate) fn raised<C: Codes, const N: usize>(levels: [i8; N]) -> [u8; N] {
+    levels.map(|it| (i32::from(it) + C::ZERO) as u8)
 }
 
 /// Bits of a code on a plane of `BITS` bits.
@@ -86,8 +95,8 @@ impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
     fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
         Plane::<BITS>::put(unit, row, column, code);
     }
-    fn get(unit: &[Line], row: usize, column: usize) -> u8 {
-        Plane::<BITS>::get(unit, row, column)
+    fn level(unit: &[Line], row: usize, column: usize) -> i32 {
+        i32::from(Plane::<BITS>::get(unit, row, column)) - ZERO
     }
 }
 
@@ -108,10 +117,65 @@ impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
         Plane::<4>::put(low, row, column, code);
         Plane::<HIGH>::put(high, row, column, code >> 4);
     }
-    fn get(unit: &[Line], row: usize, column: usize) -> u8 {
+    fn level(unit: &[Line], row: usize, column: usize) -> i32 {
         let (low, high) = unit.split_at(Plane::<4>::LINES);
-        Plane::<4>::get(low, row, column) | Plane::<HIGH>::get(high, row, column) << 4
+        i32::from(Plane::<4>::get(low, row, column) | Plane::<HIGH>::get(high, row, column) << 4) - ZERO
     }
+}
+
+/// Sixteen levels that a nibble chooses from.
+pub(crate) trait Codebook: 'static {
+    const LEVELS: [i8; 16];
+    /// What is added to the levels so that none is negative.
+    const ZERO: i32;
+}
+
+/// Nibbles that are places in a codebook. They stay nibbles in memory.
+pub(crate) struct Named<B>(PhantomData<fn() -> B>);
+
+impl<B: Codebook> Named<B> {
+    const RAISED: [u8; 16] = {
+        let mut raised = [0; 16];
+        let mut index = 0;
+        while index < 16 {
+            raised[index] = (B::LEVELS[index] as i32 + B::ZERO) as u8;
+            index += 1;
+        }
+        raised
+    };
+}
+
+impl<B: Codebook> Codes for Named<B> {
+    const LINES: usize = Plane::<4>::LINES;
+    const ZERO: i32 = B::ZERO;
+    const WIDE: bool = B::ZERO > 63;
+
+    #[inline(always)]
+    fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
+        isa.look_up(&Self::RAISED, Plane::<4>::unpack::<S, G>(isa, unit))
+    }
+    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
+        Plane::<4>::put(unit, row, column, code);
+    }
+    fn level(unit: &[Line], row: usize, column: usize) -> i32 {
+        i32::from(B::LEVELS[usize::from(Plane::<4>::get(unit, row, column))])
+    }
+}
+
+/// The levels of `IQ4_NL` and `IQ4_XS`. The zero point is that of bytes: with it, no level becomes code 0.
+pub(crate) struct Uneven;
+
+impl Codebook for Uneven {
+    const LEVELS: [i8; 16] = iq4_nl::LEVELS;
+    const ZERO: i32 = 128;
+}
+
+/// The levels of `MXFP4`.
+pub(crate) struct Fp4;
+
+impl Codebook for Fp4 {
+    const LEVELS: [i8; 16] = mxfp4::LEVELS;
+    const ZERO: i32 = 12;
 }
 
 /// The number of tiles that `rows` rows fill.

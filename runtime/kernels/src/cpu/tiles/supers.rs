@@ -2,10 +2,10 @@
 
 use std::marker::PhantomData;
 
-use fsq_blocks::formats::{q2_k::Q2_K, q3_k::Q3_K, q4_k::Q4_K, q5_k::Q5_K, q6_k::Q6_K};
+use fsq_blocks::formats::{iq4_xs::IQ4_XS, q2_k::Q2_K, q3_k::Q3_K, q4_k::Q4_K, q5_k::Q5_K, q6_k::Q6_K};
 use fsq_blocks::{BlockFormat, Half};
 
-use super::codes::{Codes, GROUPS, NibbleAnd, Single, UNIT, n_tiles};
+use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, n_tiles, raised};
 use crate::cpu::activations::{Rounded256, RoundedRow, SUPER};
 use crate::cpu::isa::{Isa, LANES, Line};
 
@@ -20,8 +20,8 @@ pub(crate) trait SuperBlock: BlockFormat {
     /// Whether there are minima; unsigned scales go with them.
     const HAS_MINIMA: bool;
     fn units(&self) -> (Half, Half);
-    /// From `-ZERO` upwards.
-    fn levels(&self) -> [i8; SUPER];
+    /// What [`Codes::put`] takes.
+    fn codes(&self) -> [u8; SUPER];
     fn scale_and_minimum(&self, group: usize) -> (i8, u8);
 }
 
@@ -34,8 +34,8 @@ macro_rules! affine {
             fn units(&self) -> (Half, Half) {
                 (self.d, self.d_min)
             }
-            fn levels(&self) -> [i8; SUPER] {
-                self.unpacked()
+            fn codes(&self) -> [u8; SUPER] {
+                raised::<Self::Codes, SUPER>(self.unpacked())
             }
             fn scale_and_minimum(&self, group: usize) -> (i8, u8) {
                 // At most 6 bits each.
@@ -57,8 +57,8 @@ impl SuperBlock for Q6_K {
     fn units(&self) -> (Half, Half) {
         (self.d, Half::default())
     }
-    fn levels(&self) -> [i8; SUPER] {
-        self.unpacked()
+    fn codes(&self) -> [u8; SUPER] {
+        raised::<Self::Codes, SUPER>(self.unpacked())
     }
     fn scale_and_minimum(&self, group: usize) -> (i8, u8) {
         (self.scales[group], 0)
@@ -73,8 +73,23 @@ impl SuperBlock for Q3_K {
     fn units(&self) -> (Half, Half) {
         (self.d, Half::default())
     }
-    fn levels(&self) -> [i8; SUPER] {
-        self.unpacked()
+    fn codes(&self) -> [u8; SUPER] {
+        raised::<Self::Codes, SUPER>(self.unpacked())
+    }
+    fn scale_and_minimum(&self, group: usize) -> (i8, u8) {
+        (self.scale(group), 0)
+    }
+}
+
+impl SuperBlock for IQ4_XS {
+    type Codes = Named<Uneven>;
+    const GROUP: usize = 32;
+    const HAS_MINIMA: bool = false;
+    fn units(&self) -> (Half, Half) {
+        (self.d, Half::default())
+    }
+    fn codes(&self) -> [u8; SUPER] {
+        self.codes()
     }
     fn scale_and_minimum(&self, group: usize) -> (i8, u8) {
         (self.scale(group), 0)
@@ -133,9 +148,9 @@ impl<B: SuperBlock> SuperTiles<B> {
             }
         }
         let lines = &mut self.lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
-        for (column, level) in from.levels().into_iter().enumerate() {
+        for (column, code) in from.codes().into_iter().enumerate() {
             let unit = &mut lines[column / UNIT * B::Codes::LINES..][..B::Codes::LINES];
-            B::Codes::put(unit, lane, column % UNIT, (i32::from(level) + B::Codes::ZERO) as u8);
+            B::Codes::put(unit, lane, column % UNIT, code);
         }
     }
 
@@ -149,7 +164,7 @@ impl<B: SuperBlock> SuperTiles<B> {
             let group = at * Self::N_GROUPS + inner / B::GROUP;
             let [d, d_min] = self.units[at].map(|it| half::f16::from_bits(it[lane]).to_f32());
             let unit = &self.lines[at * Self::N_LINES + inner / UNIT * B::Codes::LINES..][..B::Codes::LINES];
-            let level = i32::from(B::Codes::get(unit, lane, inner % UNIT)) - B::Codes::ZERO;
+            let level = B::Codes::level(unit, lane, inner % UNIT);
             *weight = d * f32::from(self.scales[group][lane]) * level as f32;
             if B::HAS_MINIMA {
                 *weight -= d_min * f32::from(self.minima[group][lane]);
@@ -226,7 +241,7 @@ impl<B: SuperBlock> SuperTiles<B> {
         (scales, unit): (&[[i8; LANES]], usize),
         scaled: &mut [S::F; M],
     ) {
-        let zero = -B::Codes::ZERO;
+        let zero = -if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
         macro_rules! start {
             ($ints:ident, $sums:ident[$index:expr]) => {
                 let mut $ints = [isa.splat_int(0); M];
@@ -239,7 +254,11 @@ impl<B: SuperBlock> SuperTiles<B> {
             ($ints:ident, $($g:literal)*) => {$(
                 let codes = B::Codes::unpack::<S, $g>(isa, lines);
                 for row in 0..M {
-                    $ints[row] = isa.dot($ints[row], codes, quads[row][$g]);
+                    $ints[row] = if B::Codes::WIDE {
+                        isa.dot_wide($ints[row], codes, quads[row][$g])
+                    } else {
+                        isa.dot($ints[row], codes, quads[row][$g])
+                    };
                 }
             )*};
         }

@@ -1,0 +1,120 @@
+//! 256 weights in 8 groups with a 6-bit scale each, 4 bits a weight that name one of 16 uneven levels:
+//! `weight = d · (scale - 32) · LEVELS[code]` (`block_iq4_xs`).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::activations::Q8_K;
+use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::codebook;
+pub use crate::codebook::LEVELS;
+use crate::nibbles;
+use crate::search::{self, nearest};
+use crate::super_block::{self, WEIGHTS};
+
+/// Weights that share a scale.
+const GROUP: usize = 32;
+/// Groups of a super-block.
+const N_GROUPS: usize = WEIGHTS / GROUP;
+
+/// One super-block.
+#[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct IQ4_XS {
+    /// The unit of the scales.
+    pub d: Half,
+    /// The upper two bits of the scales: group `g` has bits `2 · g` and `2 · g + 1` of a little-endian number.
+    pub scales_high: [u8; 2],
+    /// The lower four bits of the scales, two groups to a byte, the even one in the low half.
+    pub scales_low: [u8; 4],
+    /// The codes, 16 bytes a group: byte `i` holds weight `i` of the group in its low half and weight `i + 16` in its
+    /// high half.
+    pub packed: [[u8; 16]; N_GROUPS],
+}
+
+impl IQ4_XS {
+    /// The codes in order, each a place in [`LEVELS`].
+    pub fn codes(&self) -> [u8; WEIGHTS] {
+        bytemuck::cast(self.packed.map(|group| nibbles::unpack_4_bit(&group)))
+    }
+
+    /// The levels in order, from -127 to 113.
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
+        self.codes().map(|it| LEVELS[usize::from(it)])
+    }
+
+    /// The scale of a group of 32 weights, from -32 to 31.
+    pub fn scale(&self, group: usize) -> i8 {
+        let low = self.scales_low[group / 2] >> (group % 2 * 4) & 0xf;
+        let high = self.scales_high[group / 4] >> (group % 4 * 2) & 3;
+        (low | high << 4) as i8 - 32
+    }
+
+    fn put_scale(&mut self, group: usize, scale: i32) {
+        let shifted = (scale + 32) as u8;
+        self.scales_low[group / 2] |= (shifted & 0xf) << (group % 2 * 4);
+        self.scales_high[group / 4] |= (shifted >> 4) << (group % 4 * 2);
+    }
+
+    fn encode_block(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
+        let sigma2 = search::sum_of_squares(x) * (2.0 / WEIGHTS as f32);
+        let (groups, _) = x.as_chunks::<GROUP>();
+        let mut scales = [0.0f32; N_GROUPS];
+        for (index, (x, scale)) in groups.iter().zip(&mut scales).enumerate() {
+            let weights = importance_of_block(importance, index, GROUP).map(|importance| {
+                let mut weights = [0.0f32; GROUP];
+                search::weigh(importance, x, sigma2, &mut weights);
+                weights
+            });
+            *scale = codebook::scale(x, weights.as_ref());
+        }
+        let d = -search::extreme(&scales).0 / 32.0;
+        let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+        let mut block = Self { d: Half::from_f32(d), ..Self::zeroed() };
+        for (index, x) in groups.iter().enumerate() {
+            let scale = nearest(inverse * scales[index]).clamp(-32, 31);
+            block.put_scale(index, scale);
+            block.packed[index] = nibbles::pack_4_bit(&codebook::codes(x, d * scale as f32));
+        }
+        block
+    }
+}
+
+impl BlockFormat for IQ4_XS {
+    const WEIGHTS: usize = WEIGHTS;
+    const USES_IMPORTANCE: bool = true;
+    type Activation = Q8_K;
+
+    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        assert_importance(weights.len(), importance);
+        let (weights, _) = weights.as_chunks::<WEIGHTS>();
+        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
+            *block = Self::encode_block(x, importance_of_block(importance, index, WEIGHTS));
+        }
+    }
+
+    fn decode(blocks: &[Self], weights: &mut [f32]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
+            let d = block.d.to_f32();
+            let levels = block.unpacked();
+            let groups = weights.chunks_exact_mut(GROUP).zip(levels.chunks_exact(GROUP));
+            for (group, (weights, levels)) in groups.enumerate() {
+                let scale = d * f32::from(block.scale(group));
+                for (weight, &level) in weights.iter_mut().zip(levels) {
+                    *weight = scale * f32::from(level);
+                }
+            }
+        }
+    }
+
+    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
+        assert_eq!(weights.len(), activations.len(), "rows of different length");
+        let mut sum = 0.0f32;
+        for (w, x) in weights.iter().zip(activations) {
+            let scales: [i32; N_GROUPS] = std::array::from_fn(|it| i32::from(w.scale(it)));
+            sum += w.d.to_f32() * x.d * super_block::dot_groups(&w.unpacked(), &x.levels, &scales) as f32;
+        }
+        sum
+    }
+}
