@@ -3,12 +3,11 @@
     python llama_tokenize.py FILE.gguf < request.json > answer.json
 
 The file needs no weights: only its vocabulary is loaded.
-Request: `{"texts": ["text", ...], "bytes": ["68656c6c6f", ...]}`; `bytes` are texts in hexadecimal that need not be
-UTF-8. Both are optional.
+Request: `{"texts": ["text", ...]}`.
 Answer: `{"version", "n_tokens", "bos", "eos", "adds_bos", "ends", "parsed": [[...], ...], "escaped": [[...], ...],
-"bytes": [[...], ...], "decoded": ["text", ...]}`. `parsed` has the tokens of each text with special tokens parsed,
-`escaped` without, `bytes` those of the hexadecimal texts with special tokens parsed; none has a token put before it.
-`decoded` has the text of each of `parsed`, special tokens included. `bos` and `eos` are null where there is none.
+"decoded": ["text", ...]}`. `parsed` has the tokens of each text with special tokens parsed, `escaped` without;
+neither has a token put before it. `decoded` has the text of each of `parsed`, special tokens included. `bos` and
+`eos` are null where there is none, `ends` are the tokens that end a generation.
 """
 
 import ctypes
@@ -64,7 +63,7 @@ def main():
         fail(f"llama.cpp cannot load {sys.argv[1]}")
     vocab = llama_cpp.llama_model_get_vocab(model)
     n_tokens = llama_cpp.llama_vocab_n_tokens(vocab)
-    texts = [it.encode() for it in request.get("texts", [])]
+    texts = [it.encode() for it in request["texts"]]
     parsed = [tokenize(vocab, it, True) for it in texts]
     known = lambda token: token if token >= 0 else None
     answer = {
@@ -76,7 +75,6 @@ def main():
         "ends": [token for token in range(n_tokens) if llama_cpp.llama_vocab_is_eog(vocab, token)],
         "parsed": parsed,
         "escaped": [tokenize(vocab, it, False) for it in texts],
-        "bytes": [tokenize(vocab, bytes.fromhex(it), True) for it in request.get("bytes", [])],
         "decoded": [detokenize(vocab, it) for it in parsed],
     }
     json.dump(answer, sys.stdout)
