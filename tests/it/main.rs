@@ -20,7 +20,9 @@ mod oracle;
 mod program;
 mod recorded;
 mod runtime;
+mod templates;
 mod tidy;
+mod tokenizers;
 #[cfg(feature = "train")]
 mod training;
 mod tree;

@@ -4,7 +4,7 @@
 //! skipped proves nothing.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -32,6 +32,37 @@ pub(crate) fn greedy(file: &Path, prompts: &[Value], n: usize) -> Vec<Completion
         margins: serde_json::from_value(it["margins"].clone()).unwrap(),
     };
     answer["completions"].as_array().unwrap().iter().map(completion).collect()
+}
+
+/// How llama.cpp reads texts with the vocabulary of a file.
+pub(crate) struct Tokens {
+    /// Of each text, with special tokens parsed.
+    pub(crate) parsed: Vec<Vec<u32>>,
+    /// Of each text, with special tokens as text.
+    pub(crate) escaped: Vec<Vec<u32>>,
+    /// The text of each of `parsed`.
+    pub(crate) decoded: Vec<String>,
+    /// Tokens that end a generation, by id.
+    pub(crate) ends: Vec<u32>,
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Option<u32>,
+    pub(crate) adds_bos: bool,
+}
+
+/// Tokens of texts; the file needs no weights.
+pub(crate) fn tokens(file: &Path, texts: &[String]) -> Tokens {
+    let script = root().join("tests/oracle/llama_tokenize.py");
+    let arguments = [script.to_str().unwrap(), file.to_str().unwrap()];
+    let answer: Value = serde_json::from_str(&python(&arguments, &json!({"texts": texts}).to_string())).unwrap();
+    Tokens {
+        parsed: serde_json::from_value(answer["parsed"].clone()).unwrap(),
+        escaped: serde_json::from_value(answer["escaped"].clone()).unwrap(),
+        decoded: serde_json::from_value(answer["decoded"].clone()).unwrap(),
+        ends: serde_json::from_value(answer["ends"].clone()).unwrap(),
+        bos: serde_json::from_value(answer["bos"].clone()).unwrap(),
+        eos: serde_json::from_value(answer["eos"].clone()).unwrap(),
+        adds_bos: answer["adds_bos"].as_bool().unwrap(),
+    }
 }
 
 /// Logits after the last token of each text, read in one batch.
@@ -65,9 +96,19 @@ fn the_oracle_agrees_with_transformers() {
     }
 }
 
+/// The folder of llama.cpp's vocabularies without weights, `ggml-vocab-*.gguf`, with its own texts and tokens beside.
+#[expect(clippy::disallowed_methods, reason = "`tests/run` has no other way to reach a test")]
+pub(crate) fn vocabularies() -> PathBuf {
+    let folder = std::env::var_os("FSQ_VOCABULARIES")
+        .expect("FSQ_VOCABULARIES is not set: run `tests/run`, which unpacks llama.cpp's vocabularies and sets it");
+    let folder = PathBuf::from(folder);
+    assert!(folder.is_dir(), "FSQ_VOCABULARIES={}: not a folder", folder.display());
+    folder
+}
+
 /// Runs the oracle's Python, and panics with what it said where it fails.
 #[expect(clippy::disallowed_methods, reason = "`tests/run` has no other way to reach a test")]
-fn python(arguments: &[&str], input: &str) -> String {
+pub(crate) fn python(arguments: &[&str], input: &str) -> String {
     let program = std::env::var_os("FSQ_ORACLE_PYTHON")
         .expect("FSQ_ORACLE_PYTHON is not set: run `tests/run`, which builds llama-cpp-python and sets it");
     let mut child = Command::new(&program)

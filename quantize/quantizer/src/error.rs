@@ -127,6 +127,26 @@ pub enum QuantizeError {
         /// What stands there.
         found: String,
     },
+    /// A file beside `tokenizer.json` that cannot be read.
+    #[error("{}: {source}", path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A SentencePiece model that is damaged, or that a GGUF file has no place for.
+    #[error("{}: `{field}`: expected {expected}, found {found}", path.display())]
+    SentencePiece {
+        /// The file.
+        path: PathBuf,
+        /// The field of the message.
+        field: &'static str,
+        /// What would have been right.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
     /// A checkpoint that lacks an id that its files must name.
     #[error("{}: expected `{field}` in config.json, found none", path.display())]
     SpecialToken {

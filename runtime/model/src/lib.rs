@@ -35,4 +35,4 @@ pub use generate::{Completion, generate_batch, score_continuations};
 pub use policy::LoadedPolicy;
 pub use sampler::{Sampled, Sampler, Sampling, log_softmax};
 pub use scheduler::{EngineOptions, RequestId};
-pub use tokenizer::{Special, TextStream, Tokenizer};
+pub use tokenizer::{Part, Special, TextStream, Tokenizer};

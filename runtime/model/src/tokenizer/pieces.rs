@@ -2,11 +2,16 @@
 
 use crate::TokenId;
 
+/// The character that stands for a space in vocabularies of SentencePiece.
+pub(super) const SPACE_MARK: char = '\u{2581}';
+
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Part of ordinary text.
     Normal,
+    /// One byte, written `<0x0A>`.
+    Byte,
     /// Steers, such as the end of a turn; not part of the text.
     Control,
     /// Added, and part of the text.
@@ -16,15 +21,30 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// By `tokenizer.ggml.token_type` (llama.cpp `llama_token_type`).
+    /// By `tokenizer.ggml.token_type` (llama.cpp `llama_token_type`); unknown tokens steer as control tokens do.
     pub(super) fn from_gguf(kind: i32) -> Self {
         match kind {
-            1 | 6 => Self::Normal,
+            1 => Self::Normal,
             2 | 3 => Self::Control,
             4 => Self::UserDefined,
+            6 => Self::Byte,
             _ => Self::Unused,
         }
     }
+
+    /// Whether the token stands in text by being put there, not by being merged.
+    pub(super) fn is_added(self) -> bool {
+        matches!(self, Self::Control | Self::UserDefined)
+    }
+}
+
+/// How normal tokens of a vocabulary are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alphabet {
+    /// A character for each byte; see [`char_of_byte`].
+    Bytes,
+    /// As they are, but for spaces; see [`SPACE_MARK`].
+    Characters,
 }
 
 /// One token.
@@ -35,15 +55,27 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Normal tokens are written in the byte alphabet, added ones as they are.
-    pub(super) fn new(text: &str, kind: Kind) -> Self {
-        let coded: Option<Vec<u8>> = text.chars().map(byte_of_char).collect();
-        let bytes = match (kind, coded) {
-            (Kind::Normal, Some(bytes)) => bytes,
-            _ => text.as_bytes().to_vec(),
+    /// Normal tokens are written in the alphabet, added ones as they are.
+    pub(super) fn new(text: &str, kind: Kind, alphabet: Alphabet) -> Self {
+        let raw = || text.as_bytes().to_vec();
+        let bytes = match (kind, alphabet) {
+            (Kind::Normal, Alphabet::Bytes) => {
+                text.chars().map(byte_of_char).collect::<Option<Vec<u8>>>().unwrap_or_else(raw)
+            }
+            (Kind::Normal, Alphabet::Characters) => text.replace(SPACE_MARK, " ").into_bytes(),
+            (Kind::Byte, _) => byte_of_code(text).map_or_else(raw, |it| vec![it]),
+            (Kind::Control | Kind::UserDefined, _) => raw(),
+            (Kind::Unused, _) => Vec::new(),
         };
         Self { bytes, kind }
     }
+}
+
+/// The byte that `<0x0A>` writes.
+pub(super) fn byte_of_code(code: &str) -> Option<u8> {
+    let digits = code.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_byte = digits.len() == 2 && digits.bytes().all(|it| it.is_ascii_hexdigit());
+    is_byte.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// The character that stands for a byte in byte-level vocabularies: printable ones for themselves, the others
@@ -69,17 +101,45 @@ fn is_printable(byte: u8) -> bool {
 }
 
 /// Turns a stream of tokens into text as soon as characters are whole.
+///
+/// Where a tokenizer puts a space before a text, the space before the stream's text is that one and is left out.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     /// The start of a character whose end has not come.
     pending: Vec<u8>,
+    /// What the next token follows.
+    follows: Follows,
+}
+
+/// What a token follows, on which the meaning of its leading space depends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// Nothing: it begins a text.
+    #[default]
+    Nothing,
+    /// An added token.
+    Added,
+    /// Ordinary text.
+    Text,
 }
 
 impl TextStream {
+    /// A stream that continues these tokens, so that a space after ordinary text is kept.
+    pub fn after(tokenizer: &super::Tokenizer, tokens: &[TokenId]) -> Self {
+        let kind = tokens.last().and_then(|it| tokenizer.pieces.get(*it as usize)).map(|it| it.kind);
+        let follows = match kind {
+            None => Follows::Nothing,
+            Some(kind) if kind.is_added() => Follows::Added,
+            Some(_) => Follows::Text,
+        };
+        Self { pending: Vec::new(), follows }
+    }
+
     /// The text that a further token completes; empty while a character is incomplete. Control tokens are left out.
     pub fn push(&mut self, tokenizer: &super::Tokenizer, token: TokenId) -> String {
+        let bytes = tokenizer.bytes_after(token, &mut self.follows);
         if !tokenizer.is_control(token) {
-            self.pending.extend_from_slice(tokenizer.token_bytes(token).unwrap_or_default());
+            self.pending.extend_from_slice(bytes);
         }
         self.take_whole(false)
     }

@@ -130,7 +130,7 @@ fn what_cannot_be_read_is_named() {
     };
     let unknown = change("tokenizer.ggml.pre", Value::String("klingon".into()));
     assert!(unknown.contains("klingon") && unknown.contains("llama-bpe") && unknown.contains("qwen2"), "{unknown}");
-    assert!(change("tokenizer.ggml.model", Value::String("llama".into())).contains("byte-level"));
+    assert!(change("tokenizer.ggml.model", Value::String("bert".into())).contains("SentencePiece"));
     assert!(change("tokenizer.ggml.eos_token_id", Value::U32(9000)).contains("a token below 264"));
     assert!(change("tokenizer.ggml.token_type", Value::from(vec![1i32; 3])).contains("as many as tokens"));
     assert!(change("tokenizer.ggml.merges", Value::from(vec!["nospace".to_string()])).contains("merges[0]"));
@@ -143,13 +143,11 @@ fn what_cannot_be_read_is_named() {
 #[test]
 fn every_pre_tokenizer_cuts_as_its_tag_says() {
     let cut = |tag: &str, text: &str| -> Vec<String> {
-        let pre = pre::find(tag).unwrap();
-        // Without merges every byte is a token, so whole words are made of merges: one vocabulary entry per word.
-        let vocab = (0..=255u8).map(|it| (char_of_byte(it).to_string(), u32::from(it))).collect();
-        let words = build_words(vocab, Vec::new(), pre).unwrap();
-        let encoding = words.encode(text, false).unwrap();
+        let merges = byte_merges(tag);
+        let encoding = merges.words().encode(text, false).unwrap();
         let mut cuts: Vec<String> = Vec::new();
         let mut last = None;
+        // Without merges every byte is a token, so words are told apart by their number.
         for (word, token) in encoding.get_word_ids().iter().zip(encoding.get_ids()) {
             if *word != last {
                 cuts.push(String::new());
@@ -163,4 +161,33 @@ fn every_pre_tokenizer_cuts_as_its_tag_says() {
     assert_eq!(cut("llama-bpe", "I'm 12345 it'S\n\n x"), ["I", "'m", " ", "123", "45", " it", "'S", "\n\n", " x"]);
     assert_eq!(cut("qwen2", "a 123\n\n x"), ["a", " ", "1", "2", "3", "\n\n", " x"]);
     assert_eq!(cut("smollm", "a 123 b"), ["a", " ", "1", "2", "3", " b"]);
+}
+
+/// A vocabulary of single bytes, cut by the rule of a tag.
+fn byte_merges(tag: &str) -> Merges {
+    let pre = pre::find(tag).unwrap();
+    let is_bytes = pre.words == pre::Words::Bytes;
+    let text = |byte: u8| if is_bytes { char_of_byte(byte).to_string() } else { format!("<0x{byte:02X}>") };
+    let texts: Vec<String> = (0..=255).map(text).collect();
+    let (kind, alphabet) = if is_bytes { (Kind::Normal, Alphabet::Bytes) } else { (Kind::Byte, Alphabet::Characters) };
+    let pieces: Vec<Piece> = texts.iter().map(|it| Piece::new(it, kind, alphabet)).collect();
+    Merges::from_gguf(&texts, &pieces, &[], pre).unwrap()
+}
+
+#[test]
+fn every_tag_of_the_table_compiles_and_loses_nothing() {
+    for tag in Tokenizer::pre_tokenizers() {
+        let merges = byte_merges(tag);
+        for text in TEXTS {
+            let mut tokens = Vec::new();
+            merges.encode(text, &mut tokens);
+            let bytes: Vec<u8> = tokens.iter().map(|it| *it as u8).collect();
+            let text = if pre::find(tag).unwrap().words == pre::Words::Bytes {
+                (*text).to_string()
+            } else {
+                text.replace(' ', "\u{2581}")
+            };
+            assert_eq!(String::from_utf8(bytes).unwrap(), text, "{tag}");
+        }
+    }
 }

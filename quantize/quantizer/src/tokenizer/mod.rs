@@ -1,47 +1,91 @@
-//! A Hugging Face `tokenizer.json` as GGUF metadata: byte-level BPE only; does not tokenize.
+//! A Hugging Face `tokenizer.json`, or SentencePiece's `tokenizer.model` beside it, as GGUF metadata; does not
+//! tokenize.
 //!
-//! Follows `get_vocab_base` and `SpecialVocab` of llama.cpp's converter. What could not be said in a GGUF file, and
-//! would silently tokenize otherwise, is refused by name.
+//! Follows `get_vocab_base`, `_create_vocab_sentencepiece` and `SpecialVocab` of llama.cpp's converter. What could
+//! not be said in a GGUF file, and would silently tokenize otherwise, is refused by name.
+
+mod characters;
+mod pre;
+mod sentencepiece;
 
 use fsq_checkpoint::Checkpoint;
 use fsq_gguf::Metadata;
 use serde_json::Value;
 
 use crate::QuantizeError;
+use sentencepiece::SentencePieceModel;
 
 /// What a token is, by llama.cpp's numbers (`llama_token_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
 enum TokenType {
     Normal = 1,
+    Unknown = 2,
     Control = 3,
     UserDefined = 4,
     Unused = 5,
+    Byte = 6,
 }
 
-/// The split of Llama 3.
-const LLAMA_3: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}\
-    | ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-/// The split of Qwen 2.
-const QWEN_2: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}\
-    | ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+/// The character that stands for a space in vocabularies of SentencePiece.
+const SPACE_MARK: char = '\u{2581}';
+/// The score of padding, and of tokens that are found before anything is merged.
+const SCORE_OF_PADDING: f32 = -10_000.0;
+const SCORE_OF_ADDED: f32 = -1000.0;
+
+/// One token.
+#[derive(Clone, Debug, PartialEq)]
+struct Token {
+    text: String,
+    kind: TokenType,
+    /// Only SentencePiece's models have one.
+    score: f32,
+}
+
+/// What a file says about words, apart from its tokens.
+struct Words {
+    /// `tokenizer.ggml.model`.
+    model: &'static str,
+    /// `tokenizer.ggml.pre`.
+    pre: &'static str,
+    /// `a b` each; only for models that merge by rank.
+    merges: Option<Vec<String>>,
+    /// Further keys under `tokenizer.ggml`.
+    more: Vec<(&'static str, fsq_gguf::Value)>,
+    adds_bos: bool,
+}
 
 /// Sets the keys under `tokenizer`.
 pub(crate) fn write(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Result<(), QuantizeError> {
     let json: Value =
         serde_json::from_str(&checkpoint.tokenizer_json).map_err(|it| fault("", "JSON", it.to_string()))?;
-    let vocabulary = vocabulary(&json, checkpoint.dimensions.vocab)?;
-    let pre = pre_tokenizer(&json)?;
-    check_normalizer(&json, pre)?;
-    metadata.insert("tokenizer.ggml.model", "gpt2");
-    metadata.insert("tokenizer.ggml.pre", pre);
-    let types: Vec<i32> = vocabulary.iter().map(|it| it.1 as i32).collect();
-    let tokens: Vec<String> = vocabulary.into_iter().map(|it| it.0).collect();
-    let n_tokens = tokens.len();
-    metadata.insert("tokenizer.ggml.tokens", tokens);
-    metadata.insert("tokenizer.ggml.token_type", types);
-    metadata.insert("tokenizer.ggml.merges", merges(&json)?);
-    let adds_bos = adds_bos(&json);
+    let n_rows = checkpoint.dimensions.vocab;
+    let (mut tokens, words) = if is_byte_level(&json) {
+        let pre = pre::name(&json)?;
+        let merges = Some(merges(&json)?);
+        let words = Words { model: "gpt2", pre, merges, more: Vec::new(), adds_bos: adds_bos(&json) };
+        (vocabulary(&json, n_rows)?, words)
+    } else {
+        by_characters(checkpoint, &json)?
+    };
+    let tokens = pad(&mut tokens, n_rows);
+    metadata.insert("tokenizer.ggml.model", words.model);
+    metadata.insert("tokenizer.ggml.pre", words.pre);
+    metadata.insert("tokenizer.ggml.token_type", tokens.iter().map(|it| it.kind as i32).collect::<Vec<i32>>());
+    match words.merges {
+        Some(merges) => metadata.insert("tokenizer.ggml.merges", merges),
+        None => metadata.insert("tokenizer.ggml.scores", tokens.iter().map(|it| it.score).collect::<Vec<f32>>()),
+    };
+    metadata.insert("tokenizer.ggml.tokens", tokens.into_iter().map(|it| it.text).collect::<Vec<String>>());
+    for (key, value) in words.more {
+        metadata.insert(format!("tokenizer.ggml.{key}"), value);
+    }
+    write_special(checkpoint, words.adds_bos, metadata)
+}
+
+/// The keys that name tokens, and the chat template.
+fn write_special(checkpoint: &Checkpoint, adds_bos: bool, metadata: &mut Metadata) -> Result<(), QuantizeError> {
+    let n_tokens = checkpoint.dimensions.vocab;
     if adds_bos && checkpoint.bos.is_none() {
         return Err(QuantizeError::SpecialToken { path: checkpoint.path.clone(), field: "bos_token_id" });
     }
@@ -66,6 +110,34 @@ pub(crate) fn write(checkpoint: &Checkpoint, metadata: &mut Metadata) -> Result<
     Ok(())
 }
 
+fn is_byte_level(json: &Value) -> bool {
+    json.get("pre_tokenizer").is_some_and(|it| it.to_string().contains("\"ByteLevel\""))
+}
+
+/// Tokens and words of a vocabulary of characters: by SentencePiece's own file where it is there, since that has the
+/// scores, and otherwise by the merges that Hugging Face made of them.
+fn by_characters(checkpoint: &Checkpoint, json: &Value) -> Result<(Vec<Option<Token>>, Words), QuantizeError> {
+    let n_rows = checkpoint.dimensions.vocab;
+    let path = checkpoint.path.join("tokenizer.model");
+    if path.is_file() {
+        let bytes =
+            std::fs::read(&path).map_err(|source| QuantizeError::TokenizerFile { path: path.clone(), source })?;
+        let model = SentencePieceModel::parse(&bytes).map_err(|it| it.into_error(&path))?;
+        let (mut tokens, mut words) = model.into_words(n_rows).map_err(|it| it.into_error(&path))?;
+        put_added(json, &mut tokens, true)?;
+        words.adds_bos = adds_bos(json);
+        return Ok((tokens, words));
+    }
+    let mut tokens = vocabulary(json, n_rows)?;
+    let space_prefix = characters::space_prefix(json)?;
+    characters::score(json, &mut tokens)?;
+    let mut more = vec![("add_space_prefix", space_prefix.into())];
+    let unknown = json.pointer("/model/unk_token").and_then(Value::as_str);
+    let unknown = tokens.iter().position(|it| it.as_ref().is_some_and(|it| Some(it.text.as_str()) == unknown));
+    more.extend(unknown.and_then(|it| u32::try_from(it).ok()).map(|it| ("unknown_token_id", it.into())));
+    Ok((tokens, Words { model: "llama", pre: "default", merges: None, more, adds_bos: adds_bos(json) }))
+}
+
 fn fault(field: &str, expected: impl Into<String>, found: impl Into<String>) -> QuantizeError {
     QuantizeError::Tokenizer { field: field.into(), expected: expected.into(), found: found.into() }
 }
@@ -75,41 +147,65 @@ fn shown(value: Option<&Value>) -> String {
 }
 
 /// Every token by id, as many as the embedding has rows.
-fn vocabulary(json: &Value, n_rows: usize) -> Result<Vec<(String, TokenType)>, QuantizeError> {
+fn vocabulary(json: &Value, n_rows: usize) -> Result<Vec<Option<Token>>, QuantizeError> {
     let kind = json.pointer("/model/type");
     if kind.and_then(Value::as_str) != Some("BPE") {
         return Err(fault("model.type", "\"BPE\"", shown(kind)));
     }
     let vocab = json.pointer("/model/vocab");
     let vocab = vocab.and_then(Value::as_object).ok_or_else(|| fault("model.vocab", "an object", shown(vocab)))?;
-    let mut tokens: Vec<Option<(String, TokenType)>> = vec![None; n_rows];
-    let mut put = |field: &str, text: &str, id: Option<&Value>, kind: TokenType| {
-        let row = id.and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok()).filter(|it| *it < n_rows);
-        let row = row.ok_or_else(|| {
-            fault(&format!("{field} `{text}`"), format!("an id below the {n_rows} rows of the embedding"), shown(id))
-        })?;
-        match &tokens[row] {
-            Some((other, _)) if other != text => {
-                Err(fault(&format!("{field} `{text}`"), "an id of its own", format!("{row}, that of `{other}`")))
-            }
-            _ => {
-                tokens[row] = Some((text.into(), kind));
-                Ok(())
-            }
-        }
-    };
+    let mut tokens: Vec<Option<Token>> = vec![None; n_rows];
     for (text, id) in vocab {
-        put("model.vocab", text, Some(id), TokenType::Normal)?;
+        let token = Token { text: text.clone(), kind: TokenType::Normal, score: SCORE_OF_ADDED };
+        put("model.vocab", token, Some(id), &mut tokens, false)?;
     }
+    put_added(json, &mut tokens, false)?;
+    Ok(tokens)
+}
+
+fn put_added(json: &Value, tokens: &mut [Option<Token>], replaces: bool) -> Result<(), QuantizeError> {
     for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
         let text = token.get("content");
         let text = text.and_then(Value::as_str).ok_or_else(|| fault("added_tokens", "a `content`", shown(text)))?;
         let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
         let kind = if special || looks_special(text) { TokenType::Control } else { TokenType::UserDefined };
-        put("added_tokens", text, token.get("id"), kind)?;
+        let token_text = Token { text: text.into(), kind, score: SCORE_OF_ADDED };
+        put("added_tokens", token_text, token.get("id"), tokens, replaces)?;
     }
-    let padded = tokens.into_iter().enumerate();
-    Ok(padded.map(|(id, it)| it.unwrap_or_else(|| (format!("[PAD{id}]"), TokenType::Unused))).collect())
+    // Spaces of tokens that are found before anything else stand there as spaces, as the converter writes them.
+    for token in tokens.iter_mut().flatten().filter(|it| it.kind == TokenType::UserDefined && !is_byte_level(json)) {
+        token.text = token.text.replace(SPACE_MARK, " ");
+    }
+    Ok(())
+}
+
+fn put(
+    field: &str,
+    token: Token,
+    id: Option<&Value>,
+    tokens: &mut [Option<Token>],
+    replaces: bool,
+) -> Result<(), QuantizeError> {
+    let n_rows = tokens.len();
+    let field = format!("{field} `{}`", token.text);
+    let row = id.and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok()).filter(|it| *it < n_rows);
+    let row = row.ok_or_else(|| fault(&field, format!("an id below the {n_rows} rows of the embedding"), shown(id)))?;
+    match &tokens[row] {
+        Some(other) if other.text != token.text && !replaces => {
+            Err(fault(&field, "an id of its own", format!("{row}, that of `{}`", other.text)))
+        }
+        _ => {
+            tokens[row] = Some(token);
+            Ok(())
+        }
+    }
+}
+
+/// Fills rows that no token has.
+fn pad(tokens: &mut [Option<Token>], n_rows: usize) -> Vec<Token> {
+    let padded = tokens.iter_mut().enumerate().take(n_rows);
+    let padding = |id| Token { text: format!("[PAD{id}]"), kind: TokenType::Unused, score: SCORE_OF_PADDING };
+    padded.map(|(id, it)| it.take().unwrap_or_else(|| padding(id))).collect()
 }
 
 /// Added tokens that ought to be control tokens although nothing marks them so (`does_token_look_special`).
@@ -137,46 +233,6 @@ fn merges(json: &Value) -> Result<Vec<String>, QuantizeError> {
         _ => None,
     };
     merges.iter().map(|it| one(it).ok_or_else(|| fault("model.merges", "pairs of tokens", shown(Some(it))))).collect()
-}
-
-/// llama.cpp's name of the way text is split before merges apply.
-fn pre_tokenizer(json: &Value) -> Result<&'static str, QuantizeError> {
-    let whole = json.get("pre_tokenizer");
-    let expected = "a byte-level split that GGUF files have a name for";
-    let unknown = || fault("pre_tokenizer", expected, shown(whole));
-    let kind = |it: &Value| it.get("type").and_then(Value::as_str).unwrap_or("").to_owned();
-    let flag = |it: &Value, key: &str| it.get(key).and_then(Value::as_bool).unwrap_or(true);
-    let pre = whole.ok_or_else(unknown)?;
-    let steps: Vec<&Value> = match pre.get("pretokenizers").and_then(Value::as_array) {
-        Some(steps) => steps.iter().collect(),
-        None => vec![pre],
-    };
-    let (last, before) = steps.split_last().ok_or_else(unknown)?;
-    if kind(last) != "ByteLevel" {
-        return Err(unknown());
-    }
-    if flag(last, "add_prefix_space") {
-        return Err(fault("pre_tokenizer.add_prefix_space", "false", "true"));
-    }
-    match (before, flag(last, "use_regex")) {
-        ([], true) => Ok("gpt-2"),
-        ([digits], true) if kind(digits) == "Digits" && flag(digits, "individual_digits") => Ok("smollm"),
-        ([split], false) if kind(split) == "Split" => match split.pointer("/pattern/Regex").and_then(Value::as_str) {
-            Some(LLAMA_3) => Ok("llama-bpe"),
-            Some(QWEN_2) => Ok("qwen2"),
-            _ => Err(unknown()),
-        },
-        _ => Err(unknown()),
-    }
-}
-
-/// Nothing may change the text before it is split, but for NFC where the name of the split implies it.
-fn check_normalizer(json: &Value, pre: &str) -> Result<(), QuantizeError> {
-    match json.get("normalizer").filter(|it| !it.is_null()) {
-        None => Ok(()),
-        Some(it) if pre == "qwen2" && it.get("type").and_then(Value::as_str) == Some("NFC") => Ok(()),
-        found => Err(fault("normalizer", "none", shown(found))),
-    }
 }
 
 /// Whether the tokenizer puts a token before every text.
@@ -213,7 +269,8 @@ mod tests {
     #[test]
     fn tokens_have_their_kind_and_gaps_are_padded() {
         use TokenType::{Control, Normal, Unused, UserDefined};
-        let tokens = vocabulary(&sample(), 7).unwrap();
+        let tokens = pad(&mut vocabulary(&sample(), 7).unwrap(), 7);
+        let tokens: Vec<(String, TokenType)> = tokens.into_iter().map(|it| (it.text, it.kind)).collect();
         let expected = [
             ("a", Normal),
             ("b", Normal),
@@ -247,28 +304,6 @@ mod tests {
         assert!(merges(&json!({"model": {"merges": ["a b c"]}})).is_err());
         assert!(merges(&json!({"model": {"merges": [["a"]]}})).is_err());
         assert!(merges(&json!({"model": {}})).is_err());
-    }
-
-    #[test]
-    fn splits_have_their_name_or_are_refused() {
-        let pre = |it: Value| pre_tokenizer(&json!({"pre_tokenizer": it}));
-        let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": use_regex});
-        let sequence =
-            |first: Value, use_regex| json!({"type": "Sequence", "pretokenizers": [first, bytes(use_regex)]});
-        let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"});
-        assert_eq!(pre(bytes(true)).unwrap(), "gpt-2");
-        assert_eq!(pre(sequence(split(LLAMA_3), false)).unwrap(), "llama-bpe");
-        assert_eq!(pre(sequence(split(QWEN_2), false)).unwrap(), "qwen2");
-        assert_eq!(pre(sequence(json!({"type": "Digits", "individual_digits": true}), true)).unwrap(), "smollm");
-        assert!(pre(sequence(split("."), false)).is_err());
-        assert!(pre(bytes(false)).is_err());
-        assert!(pre(json!({"type": "Metaspace"})).is_err());
-        let prefixed = pre(json!({"type": "ByteLevel"})).unwrap_err().to_string();
-        assert_eq!(prefixed, "tokenizer.json: `pre_tokenizer.add_prefix_space`: expected false, found true");
-        assert!(pre_tokenizer(&json!({})).is_err());
-        assert!(check_normalizer(&json!({"normalizer": {"type": "Lowercase"}}), "gpt-2").is_err());
-        assert!(check_normalizer(&json!({"normalizer": {"type": "NFC"}}), "qwen2").is_ok());
-        assert!(check_normalizer(&json!({"normalizer": null}), "gpt-2").is_ok());
     }
 
     #[test]
