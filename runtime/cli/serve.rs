@@ -45,8 +45,8 @@ pub(crate) fn execute(
 mod enabled {
     //! The command in builds that serve.
 
-    #[cfg(feature = "train")]
     use std::collections::BTreeMap;
+    #[cfg(feature = "train")]
     use std::path::Path;
 
     use anyhow::Context;

@@ -164,7 +164,8 @@ fn mid_episodes<E: Environment>(
             // Phrasings are drawn at random: only what they say is worth learning.
             Piece::WorldModel => 0.15,
             Piece::State => 1.5,
-            Piece::Odds => 1.0,
+            // One token that says what the whole block comes to.
+            Piece::Odds => 4.0,
             // A few tokens of a turn decide whether the policy does what it planned.
             Piece::Settled => 4.0,
             Piece::Plan | Piece::Policy => own,

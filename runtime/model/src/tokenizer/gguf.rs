@@ -75,7 +75,7 @@ fn by_rank(
     let alphabet = if pre.words == Words::Bytes { Alphabet::Bytes } else { Alphabet::Characters };
     let pieces = pieces(&texts, kinds, alphabet);
     let merges: &[String] = fields.need("tokenizer.ggml.merges")?;
-    let model = Model::Merges(Merges::from_gguf(&texts, &pieces, merges, pre)?);
+    let model = Model::Merges(Box::new(Merges::from_gguf(&texts, &pieces, merges, pre)?));
     let contents = contents(fields, tag, model, texts, pieces, SpacePrefix::default(), alphabet);
     Ok((contents, Defaults { bos: None, eos: None, adds_bos: pre.adds_bos }))
 }

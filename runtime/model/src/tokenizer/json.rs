@@ -37,7 +37,7 @@ pub(super) fn read(json: &str) -> Result<Tokenizer, ModelError> {
     let alphabet = if byte_level { Alphabet::Bytes } else { Alphabet::Characters };
     let (texts, pieces, strips) = pieces(&words, &added, alphabet)?;
     let style = if byte_level { Words::Bytes } else { Words::Characters };
-    let model = Model::Merges(Merges::new(words, style)?);
+    let model = Model::Merges(Box::new(Merges::new(words, style)?));
     Tokenizer::assemble(Contents { model, texts, pieces, strips, prefix, alphabet })
 }
 

@@ -64,7 +64,7 @@ pub struct Tokenizer {
 /// How ordinary text becomes tokens.
 #[derive(Debug)]
 enum Model {
-    Merges(Merges),
+    Merges(Box<Merges>),
     SentencePiece(SentencePiece),
     Unigram(Unigram),
 }
