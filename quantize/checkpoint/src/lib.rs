@@ -6,10 +6,15 @@
 pub mod adapter;
 pub mod architecture;
 pub mod checkpoint;
+mod config;
+pub mod dimensions;
 mod error;
+pub mod rope;
 mod safetensors_file;
 
 pub use adapter::{Adapter, LoraPair};
-pub use architecture::{Architecture, Description, Dimensions, Linear, TensorName, tensor_names};
+pub use architecture::{Activation, Architecture, Description, Linear, Module, TensorName, modules, tensor_names};
 pub use checkpoint::{Checkpoint, CheckpointFiles, NamedTensor, StoredType};
+pub use dimensions::{Biases, Dimensions, Options, Sliding};
 pub use error::CheckpointError;
+pub use rope::{RopeScaling, Turning};

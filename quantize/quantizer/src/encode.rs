@@ -64,8 +64,14 @@ pub fn quantize(
     let allocations = plan.allocate(&checkpoint.dimensions)?;
     check_importance(importance, &allocations)?;
     let metadata = convert::metadata(checkpoint, plan, provenance)?;
-    let specs: Vec<TensorSpec> = allocations.iter().map(spec).collect();
+    let factors = convert::rope_tensors(&checkpoint.dimensions.options.rope);
+    let of_factors =
+        |it: &(&str, &[f32])| TensorSpec { name: it.0.into(), format: Format::F32, shape: vec![it.1.len()] };
+    let specs: Vec<TensorSpec> = factors.iter().map(of_factors).chain(allocations.iter().map(spec)).collect();
     let mut draft = Draft::create(final_path, &metadata, &specs)?;
+    for (name, factors) in factors {
+        draft.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+    }
     let n_weights = checkpoint.dimensions.parameters();
     let mut n_done = 0;
     progress(n_done, n_weights);
@@ -75,7 +81,8 @@ pub fn quantize(
         let mut weights = merged(checkpoint, adapters, tensor)?;
         let columns = tensor.shape.last().copied().unwrap_or(1);
         if let Some(heads) = tensor.permuted_heads {
-            weights = permute_rotary_rows(&weights, heads, columns);
+            let columns_of_a_row = weights.len() / tensor.shape[0];
+            weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
         }
         if allocation.format == Format::F16 {
             check_f16(&tensor.gguf, &weights)?;

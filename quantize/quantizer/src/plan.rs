@@ -242,7 +242,7 @@ fn glob(pattern: &str, name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-    use fsq_checkpoint::Architecture;
+    use fsq_checkpoint::{Architecture, Options};
 
     use super::*;
 
@@ -260,6 +260,7 @@ mod tests {
             rms_eps: 1e-5,
             rope_theta: 10_000.0,
             tied,
+            options: Options::PLAIN,
         }
     }
 

@@ -19,7 +19,7 @@ pub use attention::CpuCache;
 pub use matrix::CpuMatrix;
 pub use memory::CpuBuffer;
 
-use crate::{Backend, CacheShape, KernelError, LowRank, RotaryPairs, Slot, Span, WeightView};
+use crate::{Attending, Backend, CacheShape, KernelError, LowRank, RotaryHeads, Slot, Span, WeightView};
 use activations::{Rounded32, Rounded256, RoundedRows};
 use attention::{Attention, Store};
 use elementwise::{Add, ExpShifted, RmsNorm, Rope, Swiglu};
@@ -157,18 +157,11 @@ impl Backend for Cpu {
         });
     }
 
-    fn rope(
-        &self,
-        x: &mut CpuBuffer,
-        angles: &CpuBuffer,
-        n_tokens: usize,
-        (n_heads, head_dim): (usize, usize),
-        pairs: RotaryPairs,
-    ) {
+    fn rope(&self, x: &mut CpuBuffer, angles: &CpuBuffer, n_tokens: usize, heads: RotaryHeads) {
         let angles = angles.values();
-        self.share(n_tokens, n_heads * head_dim, x.values_mut(), |tokens, x| {
-            let angles = &angles[tokens.start * head_dim..tokens.end * head_dim];
-            dispatch(self.choice, Rope { x, angles, n_heads, head_dim, pairs });
+        self.share(n_tokens, heads.n_heads * heads.head_dim, x.values_mut(), |tokens, x| {
+            let angles = &angles[tokens.start * heads.rotary_dim..tokens.end * heads.rotary_dim];
+            dispatch(self.choice, Rope { x, angles, heads });
         });
     }
 
@@ -185,12 +178,11 @@ impl Backend for Cpu {
         cache: &CpuCache,
         layer: usize,
         queries: &CpuBuffer,
-        n_heads: usize,
+        attending: Attending,
         spans: &[Span<'_>],
         out: &mut CpuBuffer,
     ) {
-        let scale = 1.0 / (cache.head_dim() as f32).sqrt();
-        let attention = Attention { cache, layer, queries: queries.values(), n_heads, scale };
+        let attention = Attention { cache, layer, queries: queries.values(), attending };
         attention.run((self.choice, &self.pool), spans, out.values_mut());
     }
 
@@ -209,6 +201,15 @@ impl Backend for Cpu {
         let x = x.values();
         self.share(n, 1, into.values_mut(), |range, into| {
             dispatch(self.choice, Add { x: &x[range], into });
+        });
+    }
+
+    fn add_bias(&self, bias: &CpuBuffer, n_rows: usize, into: &mut CpuBuffer) {
+        let bias = bias.values();
+        self.share(n_rows, bias.len(), into.values_mut(), |_, into| {
+            for row in into.chunks_exact_mut(bias.len()) {
+                dispatch(self.choice, Add { x: bias, into: row });
+            }
         });
     }
 

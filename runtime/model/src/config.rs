@@ -1,7 +1,9 @@
-//! The sizes of a policy from a GGUF file's metadata, under the names that the architecture's description gives.
+//! The sizes and options of a policy from a GGUF file, under the names that the architecture's description gives.
 
-use fsq_checkpoint::{Architecture, Dimensions};
-use fsq_gguf::{Gguf, Metadata};
+use fsq_checkpoint::architecture::Windows;
+use fsq_checkpoint::rope::{YARN_BETA_FAST, YARN_BETA_SLOW};
+use fsq_checkpoint::{Architecture, Biases, Dimensions, Options, RopeScaling, Sliding};
+use fsq_gguf::Gguf;
 
 use crate::ModelError;
 
@@ -10,68 +12,179 @@ const SIZE_MAX: u64 = 1 << 24;
 
 /// Reads the sizes and checks that they fit each other.
 pub(crate) fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
-    let metadata = gguf.metadata();
-    let name: &str = metadata.need("general.architecture")?;
+    let name: &str = gguf.metadata().need("general.architecture")?;
     let architecture = Architecture::from_gguf(name).ok_or_else(|| {
         let known: Vec<_> = Architecture::ALL.iter().map(|it| it.description().gguf_name).collect();
         unfit("general.architecture", format!("one of {}", known.join(", ")), format!("`{name}`"))
     })?;
-    let key = |key: &str| format!("{name}.{key}");
-    let size = |field: &str| size(metadata, &key(field));
-    let (hidden, n_heads) = (size("embedding_length")?, size("attention.head_count")?);
-    let optional = |field: &str, default: usize| {
-        if metadata.get(&key(field)).is_some() { size(field) } else { Ok(default) }
-    };
-    let head_dim = optional("attention.key_length", hidden / n_heads)?;
+    let fields = Fields { gguf, name };
+    let (hidden, n_heads) = (fields.size("embedding_length")?, fields.size("attention.head_count")?);
+    let head_dim = fields.size_or("attention.key_length", hidden / n_heads)?;
     let embedding = gguf.tensor("token_embd.weight");
     let embedding = embedding.ok_or_else(|| ModelError::MissingTensor { name: "token_embd.weight".into() })?;
+    let (n_layers, context) = (fields.size("block_count")?, fields.size("context_length")?);
+    let rotary_dim = fields.size_or("rope.dimension_count", head_dim)?;
     let dimensions = Dimensions {
         architecture,
-        n_layers: size("block_count")?,
+        n_layers,
         hidden,
-        intermediate: size("feed_forward_length")?,
+        intermediate: fields.size("feed_forward_length")?,
         n_heads,
-        n_kv_heads: optional("attention.head_count_kv", n_heads)?,
+        n_kv_heads: fields.size_or("attention.head_count_kv", n_heads)?,
         head_dim,
         vocab: embedding.rows(),
-        context: size("context_length")?,
-        rms_eps: metadata.need(&key("attention.layer_norm_rms_epsilon"))?,
-        rope_theta: metadata.f32(&key("rope.freq_base")).unwrap_or(10_000.0),
+        context,
+        rms_eps: gguf.metadata().need(&fields.key("attention.layer_norm_rms_epsilon"))?,
+        rope_theta: fields.float("rope.freq_base")?.unwrap_or(10_000.0),
         tied: gguf.tensor("output.weight").is_none(),
+        options: Options {
+            rope: fields.scaling(rotary_dim, context)?,
+            rotary_dim: (rotary_dim != head_dim).then_some(rotary_dim),
+            sliding: fields.sliding(architecture.description().windows, n_layers)?,
+            biases: fields.biases(),
+        },
     };
-    for (field, default) in [("rope.dimension_count", head_dim), ("attention.value_length", head_dim)] {
-        let found = optional(field, default)?;
-        if found != head_dim {
-            return Err(unfit(&key(field), format!("{head_dim}, the width of a head"), found.to_string()));
-        }
-    }
-    check(&dimensions, metadata, name)?;
+    check(&dimensions, &fields)?;
     Ok(dimensions)
 }
 
-fn check(dimensions: &Dimensions, metadata: &Metadata, name: &str) -> Result<(), ModelError> {
+fn check(dimensions: &Dimensions, fields: &Fields<'_>) -> Result<(), ModelError> {
     let Dimensions { n_heads, n_kv_heads, head_dim, .. } = *dimensions;
     if !n_heads.is_multiple_of(n_kv_heads) {
-        let field = format!("{name}.attention.head_count_kv");
+        let field = fields.key("attention.head_count_kv");
         return Err(unfit(&field, format!("a divisor of {n_heads}"), n_kv_heads.to_string()));
     }
     if !head_dim.is_multiple_of(16) {
-        let field = format!("{name}.attention.key_length");
+        let field = fields.key("attention.key_length");
         return Err(unfit(&field, "a multiple of 16".into(), head_dim.to_string()));
     }
-    let scaling = metadata.str(&format!("{name}.rope.scaling.type")).unwrap_or("none");
-    if scaling != "none" {
-        // Running without it would be silently wrong. Llama 3's scaling comes as a tensor instead and is run.
-        let field = format!("{name}.rope.scaling.type");
-        return Err(unfit(&field, "`none`".into(), format!("`{scaling}`")));
+    let values = fields.size_or("attention.value_length", head_dim)?;
+    if values != head_dim {
+        let field = fields.key("attention.value_length");
+        return Err(unfit(&field, format!("{head_dim}, the width of a head"), values.to_string()));
+    }
+    let rotary_dim = dimensions.rotary_dim();
+    if rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+        let field = fields.key("rope.dimension_count");
+        return Err(unfit(&field, format!("an even number up to {head_dim}"), rotary_dim.to_string()));
     }
     Ok(())
 }
 
-fn size(metadata: &Metadata, key: &str) -> Result<usize, ModelError> {
-    let found: u64 = metadata.need(key)?;
-    let size = usize::try_from(found).ok().filter(|_| (1..=SIZE_MAX).contains(&found));
-    size.ok_or_else(|| unfit(key, format!("a number from 1 to {SIZE_MAX}"), found.to_string()))
+/// The file's keys under its architecture's name.
+struct Fields<'a> {
+    gguf: &'a Gguf,
+    name: &'a str,
+}
+
+impl Fields<'_> {
+    fn key(&self, field: &str) -> String {
+        format!("{}.{field}", self.name)
+    }
+
+    fn size(&self, field: &str) -> Result<usize, ModelError> {
+        let key = self.key(field);
+        let found: u64 = self.gguf.metadata().need(&key)?;
+        let size = usize::try_from(found).ok().filter(|_| (1..=SIZE_MAX).contains(&found));
+        size.ok_or_else(|| unfit(&key, format!("a number from 1 to {SIZE_MAX}"), found.to_string()))
+    }
+
+    fn size_or(&self, field: &str, default: usize) -> Result<usize, ModelError> {
+        if self.gguf.metadata().get(&self.key(field)).is_some() { self.size(field) } else { Ok(default) }
+    }
+
+    /// A number above 0; `None` when the key is absent.
+    fn float(&self, field: &str) -> Result<Option<f32>, ModelError> {
+        let key = self.key(field);
+        if self.gguf.metadata().get(&key).is_none() {
+            return Ok(None);
+        }
+        let found: f32 = self.gguf.metadata().need(&key)?;
+        if found.is_finite() && found > 0.0 {
+            return Ok(Some(found));
+        }
+        Err(unfit(&key, "a number above 0".into(), found.to_string()))
+    }
+
+    /// The linears of the first block that have a bias; those of the others are checked against it at load.
+    fn biases(&self) -> Biases {
+        let has = |names: &[&str]| names.iter().any(|it| self.gguf.tensor(&format!("blk.0.{it}.bias")).is_some());
+        Biases {
+            qkv: has(&["attn_q", "attn_qkv"]),
+            output: has(&["attn_output"]),
+            feed_forward: has(&["ffn_gate", "ffn_up", "ffn_down"]),
+        }
+    }
+
+    fn scaling(&self, rotary_dim: usize, context: usize) -> Result<RopeScaling, ModelError> {
+        if let Some(long) = self.factors("rope_factors_long.weight", rotary_dim)? {
+            let name = "rope_factors_short.weight";
+            return Ok(RopeScaling::LongRope {
+                original_context: self.size_or("rope.scaling.original_context_length", context)?,
+                short: self
+                    .factors(name, rotary_dim)?
+                    .ok_or_else(|| ModelError::MissingTensor { name: name.into() })?,
+                long,
+                magnitude: self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            });
+        }
+        if let Some(factors) = self.factors("rope_freqs.weight", rotary_dim)? {
+            return Ok(RopeScaling::PerPair { factors });
+        }
+        let factor = self.float("rope.scaling.factor")?.unwrap_or(1.0);
+        match self.gguf.metadata().str(&self.key("rope.scaling.type")).unwrap_or("linear") {
+            "none" => Ok(RopeScaling::None),
+            "linear" if factor == 1.0 => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor }),
+            "yarn" => Ok(RopeScaling::Yarn {
+                factor,
+                original_context: self.size_or("rope.scaling.original_context_length", context)?,
+                beta_fast: self.float("rope.scaling.yarn_beta_fast")?.unwrap_or(YARN_BETA_FAST),
+                beta_slow: self.float("rope.scaling.yarn_beta_slow")?.unwrap_or(YARN_BETA_SLOW),
+                magnitude: RopeScaling::yarn_magnitude(factor) * self.float("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            }),
+            other => {
+                let field = self.key("rope.scaling.type");
+                Err(unfit(&field, "`none`, `linear`, `yarn`, or tensors of factors".into(), format!("`{other}`")))
+            }
+        }
+    }
+
+    /// One factor above 0 for each pair.
+    fn factors(&self, name: &str, rotary_dim: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some(view) = self.gguf.tensor(name) else { return Ok(None) };
+        let factors = view.to_f32();
+        if factors.len() != rotary_dim / 2 {
+            let (expected, found) = (vec![rotary_dim / 2], vec![factors.len()]);
+            return Err(ModelError::TensorShape { name: name.into(), expected, found });
+        }
+        match factors.iter().find(|it| !(it.is_finite() && **it > 0.0)) {
+            Some(found) => Err(unfit(name, "numbers above 0".into(), found.to_string())),
+            None => Ok(Some(factors)),
+        }
+    }
+
+    /// A window of 0 is none, as Phi-4's files have it.
+    fn sliding(&self, windows: Windows, n_layers: usize) -> Result<Option<Sliding>, ModelError> {
+        let metadata = self.gguf.metadata();
+        if metadata.u64(&self.key("attention.sliding_window")).is_none_or(|it| it == 0) {
+            return Ok(None);
+        }
+        let pattern = self.key("attention.sliding_window_pattern");
+        let all_but = |every: usize| (0..n_layers).map(|it| every == 0 || !(it + 1).is_multiple_of(every)).collect();
+        let layers: Vec<bool> = match (metadata.read(&pattern), metadata.read(&pattern), windows) {
+            (Some(layers), None::<usize>, _) => layers,
+            (None, Some(every), _) => all_but(every),
+            (_, _, Windows::AllBut { every }) => all_but(every),
+            (_, _, Windows::Never | Windows::All { .. } | Windows::Upper) => vec![true; n_layers],
+        };
+        if layers.len() != n_layers {
+            return Err(unfit(&pattern, format!("{n_layers} bools"), layers.len().to_string()));
+        }
+        let window = self.size("attention.sliding_window")?;
+        let rope_theta = self.float("rope.freq_base_swa")?;
+        Ok(layers.contains(&true).then_some(Sliding { window, layers, rope_theta }))
+    }
 }
 
 fn unfit(field: &str, expected: String, found: String) -> ModelError {

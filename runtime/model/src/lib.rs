@@ -3,6 +3,8 @@
 //! One runtime serves requests, plays episodes in training and answers the gates. It knows nothing of HTTP,
 //! environments or training.
 
+mod batch;
+mod buffers;
 mod chat;
 mod config;
 mod decode;
