@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::architecture::{Activation, Description, Windows};
-use crate::dimensions::{Biases, Options, Sliding};
+use crate::dimensions::{Biases, Experts, Options, Sliding};
 use crate::rope::{RopeScaling, YARN_BETA_FAST, YARN_BETA_SLOW};
 use crate::{Architecture, CheckpointError, Dimensions};
 
@@ -14,6 +14,8 @@ use crate::{Architecture, CheckpointError, Dimensions};
 const CONTEXT_MAX: u64 = 1 << 24;
 /// Largest width, vocabulary or layer count that is believed.
 const DIMENSION_MAX: u64 = 1 << 24;
+/// What transformers takes for an absent `max_window_layers` of a Qwen.
+const MAX_WINDOW_LAYERS: u64 = 28;
 /// The share of each head that is turned, in files that do not say.
 const WHOLE_HEAD: f32 = 1.0;
 
@@ -54,8 +56,11 @@ impl Dimensions {
             options: Options {
                 rope: rope.scaling(rotary_dim, context)?,
                 rotary_dim: (rotary_dim != head_dim).then_some(rotary_dim),
-                sliding: reader.sliding(description.windows, n_layers, rope.sliding_theta()?)?,
-                biases: reader.biases(),
+                sliding: reader.sliding(description, n_layers, rope.sliding_theta()?.or(description.sliding_theta))?,
+                biases: reader.biases(description),
+                attention_scale: reader.attention_scale(head_dim),
+                logit_cap: reader.logit_cap()?,
+                experts: if description.experts { Some(reader.experts()?) } else { None },
             },
         };
         dimensions.check(path)?;
@@ -133,38 +138,81 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    fn biases(&self) -> Biases {
+    fn biases(&self, description: &Description) -> Biases {
         let attention = self.flag("attention_bias", false);
-        Biases { qkv: attention, output: attention, feed_forward: self.flag("mlp_bias", false) }
+        Biases {
+            qkv: attention || description.qkv_biased,
+            output: attention,
+            feed_forward: self.flag("mlp_bias", false),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a head's width is far below 2^24")]
+    fn attention_scale(&self, head_dim: usize) -> Option<f32> {
+        let scalar = self.float("query_pre_attn_scalar").filter(|it| *it > 0.0 && *it != head_dim as f32);
+        scalar.map(|it| 1.0 / it.sqrt())
+    }
+
+    /// transformers passes over Gemma 3's cap on attention, llama.cpp refuses it.
+    fn logit_cap(&self) -> Result<Option<f32>, CheckpointError> {
+        if let Some(found) = self.get("attn_logit_softcapping") {
+            return Err(self.fault("attn_logit_softcapping", "nothing", Some(found)));
+        }
+        let field = "final_logit_softcapping";
+        match (self.get(field), self.float(field)) {
+            (None, _) => Ok(None),
+            (_, Some(cap)) if cap.is_finite() && cap > 0.0 => Ok(Some(cap)),
+            (found, _) => Err(self.fault(field, "a number above 0", found)),
+        }
+    }
+
+    fn experts(&self) -> Result<Experts, CheckpointError> {
+        let dense = self.get("mlp_only_layers").filter(|it| it.as_array().is_none_or(|it| !it.is_empty()));
+        if dense.is_some() {
+            return Err(self.fault("mlp_only_layers", "none", dense));
+        }
+        if self.size_or("decoder_sparse_step", 1)? != 1 {
+            return Err(self.fault("decoder_sparse_step", "1", self.get("decoder_sparse_step")));
+        }
+        let (n, n_used) = (self.size("num_experts")?, self.size("num_experts_per_tok")?);
+        if n < 2 {
+            return Err(self.fault("num_experts", "several", self.get("num_experts")));
+        }
+        if n_used > n {
+            return Err(self.fault("num_experts_per_tok", format!("at most {n}"), self.get("num_experts_per_tok")));
+        }
+        let normalized = self.flag("norm_topk_prob", false);
+        Ok(Experts { n, n_used, intermediate: self.size("moe_intermediate_size")?, normalized })
     }
 
     /// The window and the layers that have it.
     fn sliding(
         &self,
-        windows: Windows,
+        description: &Description,
         n_layers: usize,
         rope_theta: Option<f32>,
     ) -> Result<Option<Sliding>, CheckpointError> {
-        let absent = match windows {
-            Windows::Never => return Ok(None),
-            Windows::Upper if !self.flag("use_sliding_window", false) => return Ok(None),
-            Windows::All { absent } if self.config.get("sliding_window").is_none() => absent,
-            _ => None,
+        let windows = description.windows;
+        let asked = match windows {
+            Windows::Never => false,
+            Windows::AllIfAsked | Windows::UpperIfAsked => self.flag("use_sliding_window", false),
+            Windows::All | Windows::AllBut { .. } => true,
         };
+        let absent = description.window_absent.filter(|_| self.config.get("sliding_window").is_none());
         let window = match (self.get("sliding_window"), absent) {
-            (Some(_), _) => self.size("sliding_window")?,
-            (None, Some(absent)) => absent,
-            (None, None) => return Ok(None),
+            (Some(_), _) if asked => self.size("sliding_window")?,
+            (None, Some(absent)) if asked => absent,
+            _ => return Ok(None),
         };
         let layers: Vec<bool> = match self.get("layer_types") {
             Some(listed) => self.listed_layers(listed, n_layers)?,
             None => {
                 let every = self.size_or("sliding_window_pattern", 0)?;
-                let first = self.config.get("max_window_layers").and_then(Value::as_u64).unwrap_or(0);
+                let first = self.config.get("max_window_layers").and_then(Value::as_u64).unwrap_or(MAX_WINDOW_LAYERS);
                 let slides = |layer: usize| match windows {
                     Windows::Never => false,
-                    Windows::All { .. } => true,
-                    Windows::Upper => layer as u64 >= first,
+                    Windows::All | Windows::AllIfAsked => true,
+                    Windows::UpperIfAsked => layer as u64 >= first,
                     Windows::AllBut { every: usual } => {
                         !(layer + 1).is_multiple_of(if every > 0 { every } else { usual })
                     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Architecture, RopeScaling, tensor_names};
+use crate::{Activation, Architecture, RopeScaling, tensor_names};
 
 /// The sizes of one policy.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +46,25 @@ pub struct Options {
     pub sliding: Option<Sliding>,
     /// Which linears add a bias.
     pub biases: Biases,
+    /// What products of queries and keys are multiplied by; `1 / √head_dim` when `None`.
+    pub attention_scale: Option<f32>,
+    /// What no logit exceeds: they become `cap · tanh(logit / cap)`.
+    pub logit_cap: Option<f32>,
+    /// The experts of each feed-forward part.
+    pub experts: Option<Experts>,
+}
+
+/// Feed-forward parts of which a router picks some for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub n: usize,
+    /// How many each token takes.
+    pub n_used: usize,
+    /// Width inside each.
+    pub intermediate: usize,
+    /// The weights of those taken are made to add up to one.
+    pub normalized: bool,
 }
 
 /// Layers that attend over a window.
@@ -77,6 +96,9 @@ impl Options {
         rotary_dim: None,
         sliding: None,
         biases: Biases { qkv: false, output: false, feed_forward: false },
+        attention_scale: None,
+        logit_cap: None,
+        experts: None,
     };
 }
 
@@ -85,6 +107,13 @@ impl Dimensions {
     #[must_use]
     pub fn rotary_dim(&self) -> usize {
         self.options.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// What products of queries and keys are multiplied by.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a head's width is far below 2^24")]
+    pub fn attention_scale(&self) -> f32 {
+        self.options.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
     }
 
     /// The window of a layer, if it has one.
@@ -97,8 +126,18 @@ impl Dimensions {
     /// The first thing that a plain Llama does not have, in words; `None` for one that computes as Llama does.
     #[must_use]
     pub fn beyond_plain(&self) -> Option<&'static str> {
-        let Options { rope, rotary_dim, sliding, biases } = &self.options;
+        let Options { rope, rotary_dim, sliding, biases, attention_scale, logit_cap, experts } = &self.options;
+        let description = self.architecture.description();
         let found = [
+            (description.fused, "several linears in one matrix"),
+            (description.head_norms, "norms of heads"),
+            (description.post_norms, "norms behind each part of a block"),
+            (description.norm_offset != 0.0, "norms around one"),
+            (description.embedding_scaled, "scaled embeddings"),
+            (description.activation != Activation::Silu, "another activation than SiLU"),
+            (experts.is_some(), "experts"),
+            (attention_scale.is_some(), "attention scaled otherwise"),
+            (logit_cap.is_some(), "capped logits"),
             (*rope != RopeScaling::None, "scaled rotary positions"),
             (rotary_dim.is_some_and(|it| it != self.head_dim), "rotary positions on a part of each head"),
             (sliding.is_some(), "attention over a window"),

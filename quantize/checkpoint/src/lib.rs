@@ -13,8 +13,9 @@ pub mod rope;
 mod safetensors_file;
 
 pub use adapter::{Adapter, LoraPair};
-pub use architecture::{Activation, Architecture, Description, Linear, Module, TensorName, modules, tensor_names};
+pub use architecture::{Activation, Architecture, Description, Linear, Module, TensorName};
+pub use architecture::{expert_matrices, modules, tensor_names};
 pub use checkpoint::{Checkpoint, CheckpointFiles, NamedTensor, StoredType};
-pub use dimensions::{Biases, Dimensions, Options, Sliding};
+pub use dimensions::{Biases, Dimensions, Experts, Options, Sliding};
 pub use error::CheckpointError;
 pub use rope::{RopeScaling, Turning};

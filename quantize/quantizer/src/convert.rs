@@ -46,6 +46,14 @@ pub(crate) fn metadata(
     metadata.insert(format!("{architecture}.rope.freq_base"), sizes.rope_theta);
     insert_scaling(&mut metadata, architecture, &sizes.options.rope)?;
     insert_windows(&mut metadata, architecture, sizes)?;
+    insert_experts(&mut metadata, architecture, sizes)?;
+    let options = &sizes.options;
+    let floats = [("attention.scale", options.attention_scale), ("final_logit_softcapping", options.logit_cap)];
+    for (key, value) in floats {
+        if let Some(value) = value {
+            metadata.insert(format!("{architecture}.{key}"), value);
+        }
+    }
     tokenizer::write(checkpoint, &mut metadata)?;
     provenance.write(&mut metadata);
     Ok(metadata)
@@ -89,7 +97,7 @@ fn insert_windows(metadata: &mut Metadata, architecture: &str, sizes: &Dimension
     metadata.insert(key("attention.sliding_window"), count("attention.sliding_window", sliding.window)?);
     let usual = match sizes.architecture.description().windows {
         Windows::AllBut { every } => (0..sizes.n_layers).map(|it| !(it + 1).is_multiple_of(every)).collect(),
-        Windows::Never | Windows::All { .. } | Windows::Upper => vec![true; sizes.n_layers],
+        _ => vec![true; sizes.n_layers],
     };
     if sliding.layers != usual {
         metadata.insert(key("attention.sliding_window_pattern"), sliding.layers.clone());
@@ -97,6 +105,20 @@ fn insert_windows(metadata: &mut Metadata, architecture: &str, sizes: &Dimension
     if let Some(theta) = sliding.rope_theta {
         metadata.insert(key("rope.freq_base_swa"), theta);
     }
+    Ok(())
+}
+
+fn insert_experts(metadata: &mut Metadata, architecture: &str, sizes: &Dimensions) -> Result<(), QuantizeError> {
+    let Some(experts) = sizes.options.experts else { return Ok(()) };
+    let counts = [
+        ("expert_count", experts.n),
+        ("expert_used_count", experts.n_used),
+        ("expert_feed_forward_length", experts.intermediate),
+    ];
+    for (key, size) in counts {
+        metadata.insert(format!("{architecture}.{key}"), count(key, size)?);
+    }
+    metadata.insert(format!("{architecture}.expert_weights_norm"), experts.normalized);
     Ok(())
 }
 

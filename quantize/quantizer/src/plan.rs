@@ -1,11 +1,11 @@
 //! Which tensor gets which format; knows no weights.
 //!
 //! The mixes follow `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp` for
-//! dense policies of the Llama kind. Two formats it falls back to are not ours: `Q5_1` becomes `Q8_0`, and early
+//! policies of the Llama kind, dense or with many experts. Two formats it falls back to are not ours: `Q5_1` becomes `Q8_0`, and early
 //! `ffn_down` stays `Q4_0` or `Q5_0` with importance where it takes `Q4_1` or `Q5_1`.
 
 use fsq_blocks::Format;
-use fsq_checkpoint::{Dimensions, Linear, TensorName, tensor_names};
+use fsq_checkpoint::{Dimensions, TensorName, tensor_names};
 
 use crate::QuantizeError;
 
@@ -101,7 +101,7 @@ pub struct Plan {
 }
 
 /// The format of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Allocation {
     /// Its names and shape.
     pub tensor: TensorName,
@@ -135,6 +135,9 @@ impl Plan {
         let [_, columns] = tensor.shape[..] else {
             return Ok(Allocation { tensor, format: Format::F32, wanted: Format::F32 });
         };
+        if tensor.precise {
+            return Ok(Allocation { tensor, format: Format::F32, wanted: Format::F32 });
+        }
         if let Some((_, format)) = self.overrides.iter().rev().find(|(pattern, _)| matches(pattern, &tensor.gguf)) {
             if format.row_bytes(columns).is_none() {
                 return Err(QuantizeError::OverrideRow {
@@ -162,11 +165,11 @@ fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Forma
         return if format == Format::Q8_0 || format.row_bytes(columns).is_none() { Format::Q8_0 } else { Format::Q6_K };
     }
     let (layer, n) = (layer_of(gguf), dimensions.n_layers);
-    let is = |linear: Linear| layer.is_some_and(|it| gguf == format!("{}.weight", linear.gguf_path(it)));
+    let module = gguf.strip_suffix(".weight").and_then(|it| it.rsplit('.').next()).unwrap_or("");
     let layer = layer.unwrap_or(0);
     let more_bits = layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
     let many_queries = dimensions.n_heads >= 4 * dimensions.n_kv_heads;
-    let raised = if is(Linear::V) {
+    let raised = if ["attn_v", "attn_qkv"].contains(&module) {
         match mix {
             Mix::Q2_K if many_queries => Some(Format::Q4_K),
             Mix::Q2_K => Some(Format::Q3_K),
@@ -178,7 +181,7 @@ fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Forma
             Mix::Q4_K_M | Mix::Q5_K_M if more_bits => Some(Format::Q6_K),
             _ => None,
         }
-    } else if is(Linear::Down) {
+    } else if ["ffn_down", "ffn_down_exps"].contains(&module) {
         match mix {
             Mix::Q2_K => Some(Format::Q3_K),
             Mix::Q2_K_S if layer < n / 8 => Some(Format::Q4_K),
@@ -189,7 +192,7 @@ fn mixed(mix: Mix, dimensions: &Dimensions, gguf: &str, columns: usize) -> Forma
             Mix::Q4_K_M | Mix::Q5_K_M if more_bits => Some(Format::Q6_K),
             _ => None,
         }
-    } else if is(Linear::O) {
+    } else if module == "attn_output" {
         match mix {
             Mix::Q2_K => Some(Format::Q3_K),
             Mix::Q3_K_M => Some(Format::Q4_K),

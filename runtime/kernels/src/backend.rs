@@ -176,6 +176,13 @@ pub trait Backend: Sized + Send + 'static {
     );
     /// `x = x / (1 + e^-x)` for the first `n` floats.
     fn silu(&self, x: &mut Self::Buffer, n: usize);
+    /// `x = x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))` for the first `n` floats: GELU's usual approximation
+    /// (arXiv 1606.08415).
+    fn gelu(&self, x: &mut Self::Buffer, n: usize);
+    /// `x = cap · tanh(x / cap)` for the first `n` floats.
+    fn cap(&self, x: &mut Self::Buffer, n: usize, cap: f32);
+    /// `x = factor · x` for the first `n` floats.
+    fn scale(&self, x: &mut Self::Buffer, n: usize, factor: f32);
     /// `into *= x` for the first `n` floats.
     fn multiply(&self, x: &Self::Buffer, n: usize, into: &mut Self::Buffer);
     /// `into += x` for the first `n` floats.
@@ -185,6 +192,14 @@ pub trait Backend: Sized + Send + 'static {
     /// `out[i] = x[rows[i]]`, rows of `width` floats.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
 
+    /// `into[rows[i]] += weights[i] · x[i]`, rows of `width` floats, none named twice.
+    fn add_rows(&self, x: &Self::Buffer, rows: &[usize], weights: &[f32], width: usize, into: &mut Self::Buffer);
+
+    /// `gate = gelu(gate) · up` for the first `n` floats.
+    fn geglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
+        self.gelu(gate, n);
+        self.multiply(up, n, gate);
+    }
     /// `gate = silu(gate) · up` for the first `n` floats.
     fn swiglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
         self.silu(gate, n);

@@ -22,7 +22,7 @@ pub use memory::CpuBuffer;
 use crate::{Attending, Backend, CacheShape, KernelError, LowRank, RotaryHeads, Slot, Span, WeightView};
 use activations::{Rounded32, Rounded256, RoundedRows};
 use attention::{Attention, Store};
-use elementwise::{Add, ExpShifted, RmsNorm, Rope, Swiglu};
+use elementwise::{Add, ExpShifted, Gelu, RmsNorm, Rope, Swiglu};
 use isa::{Choice, dispatch};
 use pool::Pool;
 
@@ -191,6 +191,18 @@ impl Backend for Cpu {
         dispatch(self.choice, Swiglu { gate: &mut x.values_mut()[..n], up: &ones });
     }
 
+    fn gelu(&self, x: &mut CpuBuffer, n: usize) {
+        self.share(n, 1, x.values_mut(), |_, x| dispatch(self.choice, Gelu { x }));
+    }
+
+    fn cap(&self, x: &mut CpuBuffer, n: usize, cap: f32) {
+        self.share(n, 1, x.values_mut(), |_, x| x.iter_mut().for_each(|it| *it = cap * (*it / cap).tanh()));
+    }
+
+    fn scale(&self, x: &mut CpuBuffer, n: usize, factor: f32) {
+        self.share(n, 1, x.values_mut(), |_, x| x.iter_mut().for_each(|it| *it *= factor));
+    }
+
     fn multiply(&self, x: &CpuBuffer, n: usize, into: &mut CpuBuffer) {
         for (into, x) in into.values_mut()[..n].iter_mut().zip(x.values()) {
             *into *= x;
@@ -217,6 +229,15 @@ impl Backend for Cpu {
         let (x, out) = (x.values(), out.values_mut().chunks_exact_mut(width));
         for (row, out) in rows.iter().zip(out) {
             out.copy_from_slice(&x[row * width..(row + 1) * width]);
+        }
+    }
+
+    fn add_rows(&self, x: &CpuBuffer, rows: &[usize], weights: &[f32], width: usize, into: &mut CpuBuffer) {
+        let into = into.values_mut();
+        for ((x, row), weight) in x.values().chunks_exact(width).zip(rows).zip(weights) {
+            for (into, x) in into[row * width..(row + 1) * width].iter_mut().zip(x) {
+                *into += weight * x;
+            }
         }
     }
 

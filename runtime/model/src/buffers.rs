@@ -21,6 +21,16 @@ pub(crate) struct Buffers<B: Backend> {
     pub(crate) values: B::Buffer,
     /// `[tokens, heads, head_dim]`
     pub(crate) attended: B::Buffer,
+    /// Where normed keys are put before they change places with `keys`; empty where keys are not normed.
+    pub(crate) normed_keys: B::Buffer,
+    /// The same for `delta`.
+    pub(crate) normed_delta: B::Buffer,
+    /// Logits of the router, `[tokens, experts]`; empty where there are none, as are the next two.
+    pub(crate) router: B::Buffer,
+    /// The rows that one expert serves, `[tokens, hidden]`
+    pub(crate) served: B::Buffer,
+    /// What it makes of them, `[tokens, hidden]`
+    pub(crate) contribution: B::Buffer,
     /// `[tokens, intermediate]`
     pub(crate) gate: B::Buffer,
     /// `[tokens, intermediate]`
@@ -44,6 +54,10 @@ impl<B: Backend> Buffers<B> {
     ) -> Result<Self, KernelError> {
         let Dimensions { hidden, intermediate, n_heads, n_kv_heads, head_dim, vocab, .. } = *dimensions;
         let buffer = |width: usize| backend.buffer(n_tokens * width);
+        let description = dimensions.architecture.description();
+        let experts = dimensions.options.experts;
+        let intermediate = experts.map_or(intermediate, |it| it.intermediate);
+        let if_any = |present: bool, width: usize| buffer(if present { width } else { 0 });
         let sliding = dimensions.options.sliding.as_ref();
         let n_angles = if sliding.is_some_and(|it| it.rope_theta.is_some()) { 2 } else { 1 };
         Ok(Self {
@@ -56,6 +70,11 @@ impl<B: Backend> Buffers<B> {
             keys: buffer(n_kv_heads * head_dim)?,
             values: buffer(n_kv_heads * head_dim)?,
             attended: buffer(n_heads * head_dim)?,
+            normed_keys: if_any(description.head_norms, n_kv_heads * head_dim)?,
+            normed_delta: if_any(description.post_norms, hidden)?,
+            router: buffer(experts.map_or(0, |it| it.n))?,
+            served: if_any(experts.is_some(), hidden)?,
+            contribution: if_any(experts.is_some(), hidden)?,
             gate: buffer(intermediate)?,
             up: buffer(intermediate)?,
             angles: (0..n_angles).map(|_| buffer(dimensions.rotary_dim())).collect::<Result<_, _>>()?,

@@ -2,7 +2,7 @@
 
 use fsq_checkpoint::architecture::Windows;
 use fsq_checkpoint::rope::{YARN_BETA_FAST, YARN_BETA_SLOW};
-use fsq_checkpoint::{Architecture, Biases, Dimensions, Options, RopeScaling, Sliding};
+use fsq_checkpoint::{Architecture, Biases, Description, Dimensions, Experts, Options, RopeScaling, Sliding};
 use fsq_gguf::Gguf;
 
 use crate::ModelError;
@@ -40,8 +40,11 @@ pub(crate) fn read(gguf: &Gguf) -> Result<Dimensions, ModelError> {
         options: Options {
             rope: fields.scaling(rotary_dim, context)?,
             rotary_dim: (rotary_dim != head_dim).then_some(rotary_dim),
-            sliding: fields.sliding(architecture.description().windows, n_layers)?,
+            sliding: fields.sliding(architecture.description(), n_layers)?,
             biases: fields.biases(),
+            attention_scale: fields.attention_scale(architecture.description(), (n_layers, hidden, n_heads))?,
+            logit_cap: fields.float("final_logit_softcapping")?,
+            experts: if architecture.description().experts { Some(fields.experts()?) } else { None },
         },
     };
     check(&dimensions, &fields)?;
@@ -164,25 +167,44 @@ impl Fields<'_> {
         }
     }
 
+    fn attention_scale(
+        &self,
+        description: &Description,
+        (n_layers, hidden, n_heads): (usize, usize, usize),
+    ) -> Result<Option<f32>, ModelError> {
+        let by_stream = description.scaled_by_stream == Some(n_layers);
+        let usual = by_stream.then(|| 1.0 / ((hidden / n_heads) as f32).sqrt());
+        Ok(self.float("attention.scale")?.or(usual))
+    }
+
+    fn experts(&self) -> Result<Experts, ModelError> {
+        let (n, n_used) = (self.size("expert_count")?, self.size("expert_used_count")?);
+        if n_used > n {
+            return Err(unfit(&self.key("expert_used_count"), format!("at most {n}"), n_used.to_string()));
+        }
+        let normalized = self.gguf.metadata().bool(&self.key("expert_weights_norm")).unwrap_or(true);
+        Ok(Experts { n, n_used, intermediate: self.size("expert_feed_forward_length")?, normalized })
+    }
+
     /// A window of 0 is none, as Phi-4's files have it.
-    fn sliding(&self, windows: Windows, n_layers: usize) -> Result<Option<Sliding>, ModelError> {
+    fn sliding(&self, description: &Description, n_layers: usize) -> Result<Option<Sliding>, ModelError> {
         let metadata = self.gguf.metadata();
         if metadata.u64(&self.key("attention.sliding_window")).is_none_or(|it| it == 0) {
             return Ok(None);
         }
         let pattern = self.key("attention.sliding_window_pattern");
         let all_but = |every: usize| (0..n_layers).map(|it| every == 0 || !(it + 1).is_multiple_of(every)).collect();
-        let layers: Vec<bool> = match (metadata.read(&pattern), metadata.read(&pattern), windows) {
+        let layers: Vec<bool> = match (metadata.read(&pattern), metadata.read(&pattern), description.windows) {
             (Some(layers), None::<usize>, _) => layers,
             (None, Some(every), _) => all_but(every),
             (_, _, Windows::AllBut { every }) => all_but(every),
-            (_, _, Windows::Never | Windows::All { .. } | Windows::Upper) => vec![true; n_layers],
+            _ => vec![true; n_layers],
         };
         if layers.len() != n_layers {
             return Err(unfit(&pattern, format!("{n_layers} bools"), layers.len().to_string()));
         }
         let window = self.size("attention.sliding_window")?;
-        let rope_theta = self.float("rope.freq_base_swa")?;
+        let rope_theta = self.float("rope.freq_base_swa")?.or(description.sliding_theta);
         Ok(layers.contains(&true).then_some(Sliding { window, layers, rope_theta }))
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fsq_checkpoint::{Adapter, Dimensions, Linear, RopeScaling};
+use fsq_checkpoint::{Activation, Adapter, Dimensions, Experts, Linear, RopeScaling};
 use fsq_gguf::Gguf;
 use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS, RotaryHeads, Slot, Span};
 
 use crate::batch::{Batch, Rows};
 use crate::buffers::Buffers;
+use crate::experts::route;
 use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
@@ -221,6 +222,10 @@ impl<B: Backend> Decoder<B> {
             self.backend.write(&angles, buffer);
         }
         self.backend.embed(&self.weights.embedding, &batch.tokens, &mut self.buffers.stream);
+        if self.dimensions.architecture.description().embedding_scaled {
+            let hidden = self.dimensions.hidden;
+            self.backend.scale(&mut self.buffers.stream, n_tokens * hidden, (hidden as f32).sqrt());
+        }
         let (first_norm, eps) = (&self.weights.layers[0].attention_norm, self.dimensions.rms_eps);
         self.backend.rms_norm(&self.buffers.stream, first_norm, eps, n_tokens, &mut self.buffers.normed);
         let spans = batch.spans(claim);
@@ -233,9 +238,12 @@ impl<B: Backend> Decoder<B> {
             }
             // Behind the last attention only the rows that logits are wanted of matter.
             let rows = if is_last { self.keep_logit_rows(batch) } else { batch.rows() };
-            self.feed_forward(layer, &rows);
+            self.feed_forward(layer, &rows)?;
         }
         self.backend.matmul(self.weights.output(), &self.buffers.normed, n_logits, &mut self.buffers.logits);
+        if let Some(cap) = self.dimensions.options.logit_cap {
+            self.backend.cap(&mut self.buffers.logits, n_logits * self.dimensions.vocab, cap);
+        }
         let mut logits = vec![0.0; n_logits * self.dimensions.vocab];
         self.backend.read(&self.buffers.logits, &mut logits)?;
         Ok(logits)
@@ -250,6 +258,14 @@ impl<B: Backend> Decoder<B> {
         self.linear(layer, Linear::K, &rows);
         self.linear(layer, Linear::V, &rows);
         let (backend, buffers) = (&self.backend, &mut self.buffers);
+        if let Some([of_queries, of_keys]) = &self.weights.layers[layer].head_norms {
+            // `attended` is as large as the queries and free until they attend.
+            let (eps, n) = (self.dimensions.rms_eps, rows.n);
+            backend.rms_norm(&buffers.queries, of_queries, eps, n * n_heads, &mut buffers.attended);
+            std::mem::swap(&mut buffers.queries, &mut buffers.attended);
+            backend.rms_norm(&buffers.keys, of_keys, eps, n * n_kv_heads, &mut buffers.normed_keys);
+            std::mem::swap(&mut buffers.keys, &mut buffers.normed_keys);
+        }
         let (rotary_dim, pairs) = (self.dimensions.rotary_dim(), rotary_pairs(architecture));
         let heads = |n_heads| RotaryHeads { n_heads, head_dim, rotary_dim, pairs };
         // Layers with a window take the second table where there is one.
@@ -257,25 +273,69 @@ impl<B: Backend> Decoder<B> {
         backend.rope(&mut buffers.queries, angles, rows.n, heads(n_heads));
         backend.rope(&mut buffers.keys, angles, rows.n, heads(n_kv_heads));
         backend.store(&mut self.cache, layer, &buffers.keys, &buffers.values, slots);
-        let attending = Attending { n_heads, scale: 1.0 / (head_dim as f32).sqrt(), window };
+        let attending = Attending { n_heads, scale: self.dimensions.attention_scale(), window };
         backend.attend(&self.cache, layer, &buffers.queries, attending, spans, &mut buffers.attended);
     }
 
     /// From `attended` to the next block's `normed`, by way of the residual stream.
-    fn feed_forward(&mut self, layer: usize, rows: &Rows) {
+    fn feed_forward(&mut self, layer: usize, rows: &Rows) -> Result<(), KernelError> {
         let (n, hidden, eps) = (rows.n, self.dimensions.hidden, self.dimensions.rms_eps);
+        let activation = self.dimensions.architecture.description().activation;
         self.linear(layer, Linear::O, rows);
+        self.norm_delta(layer, 0, n);
         let norm = &self.weights.layers[layer].feed_forward_norm;
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
         self.backend.add_rms_norm(delta, stream, norm, eps, (n, hidden), normed);
-        self.linear(layer, Linear::Gate, rows);
-        self.linear(layer, Linear::Up, rows);
-        let Buffers { gate, up, .. } = &mut self.buffers;
-        self.backend.swiglu(gate, up, n * self.dimensions.intermediate);
-        self.linear(layer, Linear::Down, rows);
+        match self.dimensions.options.experts {
+            Some(experts) => self.ask_experts(layer, &experts, n)?,
+            None => {
+                self.linear(layer, Linear::Gate, rows);
+                self.linear(layer, Linear::Up, rows);
+                let Buffers { gate, up, .. } = &mut self.buffers;
+                open_gate(&self.backend, activation, gate, up, n * self.dimensions.intermediate);
+                self.linear(layer, Linear::Down, rows);
+            }
+        }
+        self.norm_delta(layer, 1, n);
         let next = self.weights.layers.get(layer + 1).map_or(&self.weights.output_norm, |it| &it.attention_norm);
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
         self.backend.add_rms_norm(delta, stream, next, eps, (n, hidden), normed);
+        Ok(())
+    }
+
+    /// The norm of what a part of a block, the first or the second, adds to the stream, where it has one.
+    fn norm_delta(&mut self, layer: usize, part: usize, n: usize) {
+        let Some(norms) = &self.weights.layers[layer].post_norms else { return };
+        let Buffers { delta, normed_delta, .. } = &mut self.buffers;
+        self.backend.rms_norm(delta, &norms[part], self.dimensions.rms_eps, n, normed_delta);
+        std::mem::swap(delta, normed_delta);
+    }
+
+    /// From `normed` to `delta`. A row adds its experts in their order, so its sum is the same in any company.
+    fn ask_experts(&mut self, layer: usize, experts: &Experts, n: usize) -> Result<(), KernelError> {
+        let hidden = self.dimensions.hidden;
+        let activation = self.dimensions.architecture.description().activation;
+        let Some(weights) = &self.weights.layers[layer].experts else { return Ok(()) };
+        self.backend.matmul(&weights.router, &self.buffers.normed, n, &mut self.buffers.router);
+        let mut logits = vec![0.0; n * experts.n];
+        self.backend.read(&self.buffers.router, &mut logits)?;
+        self.backend.write(&vec![0.0; n * hidden], &mut self.buffers.delta);
+        for (expert, served) in route(&logits, experts).into_iter().enumerate() {
+            let n_served = served.rows.len();
+            if n_served == 0 {
+                continue;
+            }
+            let [of_gate, of_up, of_down] = &weights.matrices[expert];
+            let backend = &self.backend;
+            let Buffers { normed, served: x, gate, up, contribution, delta, .. } = &mut self.buffers;
+            backend.gather(normed, &served.rows, hidden, x);
+            backend.matmul(of_gate, x, n_served, gate);
+            backend.matmul(of_up, x, n_served, up);
+            open_gate(backend, activation, gate, up, n_served * experts.intermediate);
+            backend.matmul(of_down, gate, n_served, contribution);
+            backend.add_rows(contribution, &served.rows, &served.weights, hidden, delta);
+        }
+        Ok(())
     }
 
     /// One matrix, its bias, and what the rows' adapters add to it.
@@ -366,4 +426,12 @@ fn rotary_tables(dimensions: &Dimensions, context: usize) -> Vec<RotaryTable> {
     let sliding = dimensions.options.sliding.as_ref().and_then(|it| it.rope_theta);
     let everywhere = table(dimensions.rope_theta, &dimensions.options.rope);
     std::iter::once(everywhere).chain(sliding.map(|theta| table(theta, &RopeScaling::None))).collect()
+}
+
+/// `gate = activation(gate) · up` for the first `n` floats.
+fn open_gate<B: Backend>(backend: &B, activation: Activation, gate: &mut B::Buffer, up: &B::Buffer, n: usize) {
+    match activation {
+        Activation::Silu => backend.swiglu(gate, up, n),
+        Activation::GeluTanh => backend.geglu(gate, up, n),
+    }
 }

@@ -11,6 +11,7 @@ mod decode;
 mod decoder;
 mod engine;
 mod error;
+mod experts;
 mod generate;
 mod pages;
 mod policy;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use fsq_blocks::Format;
-use fsq_checkpoint::{Adapter, Architecture, Dimensions, Linear, LoraPair, Module, architecture, modules};
+use fsq_checkpoint::{Adapter, Architecture, Dimensions, Experts, Linear, LoraPair, Module};
+use fsq_checkpoint::{architecture, expert_matrices, modules};
 use fsq_gguf::{Gguf, TensorView};
 use fsq_kernels::{Backend, KernelError, LowRank, RotaryPairs, WeightView};
 
@@ -26,8 +27,21 @@ pub(crate) struct Layer<B: Backend> {
     pub(crate) attention_norm: B::Buffer,
     /// `[hidden]`
     pub(crate) feed_forward_norm: B::Buffer,
+    /// `[head_dim]`, of queries and of keys.
+    pub(crate) head_norms: Option<[B::Buffer; 2]>,
+    /// `[hidden]`, behind attention and behind the feed-forward part.
+    pub(crate) post_norms: Option<[B::Buffer; 2]>,
+    pub(crate) experts: Option<ExpertWeights<B>>,
     /// At [`index`].
     linears: [Option<Projection<B>>; 7],
+}
+
+/// The feed-forward part of a block with experts.
+pub(crate) struct ExpertWeights<B: Backend> {
+    /// `[experts, hidden]`
+    pub(crate) router: B::Matrix,
+    /// Gate, up and down of each.
+    pub(crate) matrices: Vec<[B::Matrix; 3]>,
 }
 
 /// A matrix and what is added to its products.
@@ -74,10 +88,19 @@ struct Loader<'a, B> {
 
 impl<B: Backend> Loader<'_, B> {
     fn layer(&self, dimensions: &Dimensions, layer: usize) -> Result<Layer<B>, ModelError> {
-        let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), dimensions.hidden);
+        let (hidden, head_dim) = (dimensions.hidden, dimensions.head_dim);
+        let norm = |name: &str, width: usize| self.vector(&format!("blk.{layer}.{name}.weight"), width);
+        let pair = |present: bool, [first, second]: [&str; 2], width: usize| {
+            present.then(|| Ok::<_, ModelError>([norm(first, width)?, norm(second, width)?])).transpose()
+        };
+        let description = dimensions.architecture.description();
+        let experts = dimensions.options.experts;
         let mut loaded = Layer {
-            attention_norm: norm("attn_norm")?,
-            feed_forward_norm: norm("ffn_norm")?,
+            attention_norm: norm("attn_norm", hidden)?,
+            feed_forward_norm: norm("ffn_norm", hidden)?,
+            head_norms: pair(description.head_norms, ["attn_q_norm", "attn_k_norm"], head_dim)?,
+            post_norms: pair(description.post_norms, ["post_attention_norm", "post_ffw_norm"], hidden)?,
+            experts: experts.map(|it| self.experts(dimensions, &it, layer)).transpose()?,
             linears: Default::default(),
         };
         for module in modules(dimensions, layer) {
@@ -99,6 +122,25 @@ impl<B: Backend> Loader<'_, B> {
             });
         }
         Ok(())
+    }
+
+    fn experts(
+        &self,
+        dimensions: &Dimensions,
+        experts: &Experts,
+        layer: usize,
+    ) -> Result<ExpertWeights<B>, ModelError> {
+        let router = self.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), [experts.n, dimensions.hidden])?;
+        let [gate, up, down] = expert_matrices(dimensions, experts)
+            .map(|(_, name, [rows, cols])| self.view(&format!("blk.{layer}.{name}.weight"), &[experts.n, rows, cols]));
+        let views = [gate?, up?, down?];
+        let one = |view: &TensorView<'_>, expert: usize| {
+            let n = view.rows() / experts.n;
+            self.rows(view, expert * n..(expert + 1) * n)
+        };
+        let [gate, up, down] = &views;
+        let matrices = (0..experts.n).map(|it| Ok([one(gate, it)?, one(up, it)?, one(down, it)?]));
+        Ok(ExpertWeights { router, matrices: matrices.collect::<Result<_, ModelError>>()? })
     }
 
     fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {

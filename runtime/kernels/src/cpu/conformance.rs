@@ -239,6 +239,48 @@ fn gates_and_gathering() {
 }
 
 #[test]
+fn gelu_caps_and_scales() {
+    every_backend(|cpu| {
+        let n = 40_001;
+        let x: Vec<f32> = numbers(22, n).iter().map(|it| it * 9.0).collect();
+        let up = numbers(23, n);
+        let slope = (2.0 / std::f64::consts::PI).sqrt();
+        let gelu = |x: f64| x / 2.0 * (1.0 + (slope * (x + 0.044_715 * x * x * x)).tanh());
+        let expected: Vec<f32> = x.iter().map(|it| gelu(f64::from(*it)) as f32).collect();
+        let gated: Vec<f32> = expected.iter().zip(&up).map(|(x, up)| x * up).collect();
+        let (mut plain, mut fused) = (buffer(cpu, &x), buffer(cpu, &x));
+        cpu.gelu(&mut plain, n);
+        agree("gelu", cpu, &expected, plain.values(), 1e-12);
+        cpu.geglu(&mut fused, &buffer(cpu, &up), n);
+        agree("geglu", cpu, &gated, fused.values(), 1e-12);
+        let mut capped = buffer(cpu, &x);
+        cpu.cap(&mut capped, n, 3.0);
+        let expected: Vec<f32> = x.iter().map(|it| (3.0 * (f64::from(*it) / 3.0).tanh()) as f32).collect();
+        agree("cap", cpu, &expected, capped.values(), 1e-12);
+        let mut scaled = buffer(cpu, &x);
+        cpu.scale(&mut scaled, n - 1, 1.5);
+        let expected: Vec<f32> = x.iter().enumerate().map(|(at, x)| if at < n - 1 { x * 1.5 } else { *x }).collect();
+        agree("scale", cpu, &expected, scaled.values(), 0.0);
+    });
+}
+
+#[test]
+fn rows_are_added_where_they_belong() {
+    every_backend(|cpu| {
+        let (width, start, x) = (5, numbers(24, 4 * 5), numbers(25, 2 * 5));
+        let mut expected = start.clone();
+        for (index, (row, weight)) in [(3, 0.5), (1, -2.0)].into_iter().enumerate() {
+            for column in 0..width {
+                expected[row * width + column] += weight * x[index * width + column];
+            }
+        }
+        let mut into = buffer(cpu, &start);
+        cpu.add_rows(&buffer(cpu, &x), &[3, 1], &[0.5, -2.0], width, &mut into);
+        agree("add_rows", cpu, &expected, into.values(), 1e-14);
+    });
+}
+
+#[test]
 fn a_bias_is_added_to_every_row() {
     every_backend(|cpu| {
         for (rows, width) in [(1, 5), (3, 48), (400, 130)] {

@@ -64,6 +64,31 @@ impl Kernel for Swiglu<'_> {
     }
 }
 
+/// GELU by a hyperbolic tangent; `(1 + tanh(z)) / 2` is `1 / (1 + e^-2z)`.
+pub(crate) struct Gelu<'a> {
+    pub(crate) x: &'a mut [f32],
+}
+
+impl Kernel for Gelu<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        // -2 · √(2/π)
+        const SLOPE: f32 = -1.595_769_1;
+        const CUBIC: f32 = 0.044_715;
+        let (lanes, rest) = self.x.as_chunks_mut::<LANES>();
+        for lanes in lanes {
+            let x = isa.load(lanes);
+            let bend = isa.fma(isa.mul(x, x), isa.splat(CUBIC), isa.splat(1.0));
+            let exponent = isa.mul(isa.mul(x, bend), isa.splat(SLOPE));
+            isa.store(isa.div(x, isa.add(isa.splat(1.0), isa.exp(exponent))), lanes);
+        }
+        for x in rest {
+            *x /= 1.0 + (SLOPE * *x * (CUBIC * *x * *x + 1.0)).exp();
+        }
+    }
+}
+
 /// `into += x`
 pub(crate) struct Add<'a> {
     pub(crate) x: &'a [f32],
