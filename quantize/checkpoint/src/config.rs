@@ -370,3 +370,93 @@ impl<'a> RopeReader<'a> {
         factors.ok_or_else(|| self.fields.fault(field, format!("{} numbers above 0", rotary_dim / 2), found))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(model_type: &str, changes: Value) -> Result<Dimensions, CheckpointError> {
+        let mut config = json!({
+            "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 128, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        Dimensions::from_config(Path::new("config.json"), &config)
+    }
+
+    #[test]
+    fn rotary_positions_are_told_alike_in_both_styles() {
+        let older = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}});
+        let newer = json!({"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}});
+        let (older, newer) = (read("llama", older).unwrap(), read("llama", newer).unwrap());
+        assert_eq!(older, newer);
+        assert_eq!((older.rope_theta, older.options.rope), (5e5, RopeScaling::Linear { factor: 2.0 }));
+        let older = json!({"rope_local_base_freq": 7e3, "rope_theta": 2e6});
+        let newer = json!({"rope_parameters": {
+            "full_attention": {"rope_theta": 2e6}, "sliding_attention": {"rope_type": "default", "rope_theta": 7e3},
+        }});
+        assert_eq!(read("gemma3_text", older).unwrap(), read("gemma3_text", newer).unwrap());
+    }
+
+    #[test]
+    fn windows_are_where_transformers_has_them() {
+        let layers = |model_type: &str, changes| {
+            let sliding = read(model_type, changes).unwrap().options.sliding;
+            sliding.map(|it| (it.window, it.layers))
+        };
+        assert_eq!(layers("llama", json!({"sliding_window": 8})), None);
+        assert_eq!(layers("mistral", json!({"sliding_window": null})), None);
+        assert_eq!(layers("mistral", json!({})), Some((4096, vec![true; 3])));
+        assert_eq!(layers("qwen2", json!({"sliding_window": 8})), None);
+        let asked = json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2});
+        assert_eq!(layers("qwen2", asked.clone()), Some((8, vec![false, false, true])));
+        assert_eq!(layers("qwen3_moe", asked), Some((8, vec![true; 3])));
+        let pattern = json!({"sliding_window": 8, "sliding_window_pattern": 2});
+        assert_eq!(layers("gemma3_text", pattern), Some((8, vec![true, false, true])));
+    }
+
+    #[test]
+    fn what_would_be_computed_otherwise_is_refused_by_name() {
+        let yarn = |more: Value| {
+            let mut fields = json!({"rope_type": "yarn", "factor": 2.0});
+            fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"rope_parameters": fields})
+        };
+        let longrope = json!({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]});
+        for (model_type, changes, named) in [
+            ("gpt2", json!({}), "`model_type`: expected one of llama, mistral, qwen2"),
+            ("llama", json!({"rope_scaling": {"type": "spiral"}}), "`rope_type`: expected default"),
+            ("llama", json!({"rope_scaling": 7}), "`rope_scaling`: expected an object, found 7"),
+            ("llama", json!({"rope_scaling": {"type": "linear", "factor": 0}}), "`factor`: expected a number above 0"),
+            ("llama", json!({"rope_theta": 1.0}), "`rope_theta`: expected a number above 1"),
+            ("llama", yarn(json!({"truncate": false})), "`truncate`: expected true"),
+            ("phi3", json!({"rope_scaling": longrope}), "`short_factor`: expected 8 numbers above 0"),
+            ("phi3", json!({"partial_rotary_factor": 1.5}), "`partial_rotary_factor`: expected a share of 16"),
+            ("gemma3_text", json!({"layer_types": ["full_attention"]}), "`layer_types`: expected 3 times"),
+            ("gemma3_text", json!({"attn_logit_softcapping": 50.0}), "`attn_logit_softcapping`: expected nothing"),
+            ("llama", json!({"hidden_act": "gelu"}), "`hidden_act`: expected silu or swish"),
+            ("qwen3_moe", json!({"mlp_only_layers": [1]}), "`mlp_only_layers`: expected none"),
+            ("qwen3_moe", json!({"num_experts_per_tok": 9}), "`num_experts_per_tok`: expected at most 4"),
+        ] {
+            let message = read(model_type, changes).unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_a_plain_llama_is_plain() {
+        assert_eq!(read("llama", json!({})).unwrap().beyond_plain(), None);
+        assert_eq!(read("mistral", json!({"sliding_window": null})).unwrap().beyond_plain(), None);
+        assert_eq!(read("qwen2", json!({})).unwrap().beyond_plain(), Some("biases"));
+        for other in ["qwen3", "qwen3_moe", "phi3", "gemma3_text"] {
+            assert!(read(other, json!({})).unwrap().beyond_plain().is_some(), "{other}");
+        }
+    }
+}

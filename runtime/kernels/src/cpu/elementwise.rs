@@ -74,7 +74,7 @@ impl Kernel for Gelu<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
         // -2 · √(2/π)
-        const SLOPE: f32 = -1.595_769_1;
+        const SLOPE: f32 = -1.595_769;
         const CUBIC: f32 = 0.044_715;
         let (lanes, rest) = self.x.as_chunks_mut::<LANES>();
         for lanes in lanes {
