@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, tensor_names};
+use fsq_checkpoint::{
+    Architecture, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, Options, StoredType, tensor_names,
+};
 use serde_json::Value;
 
 use crate::program::{BAD_INPUT, command, fsq, json, refused, text};
@@ -32,6 +34,7 @@ fn write_checkpoint(path: &Path) {
         rms_eps: 1e-5,
         rope_theta: 10_000.0,
         tied: true,
+        options: Options::PLAIN,
     };
     let mut tokenizer: Value =
         serde_json::from_slice(&std::fs::read(fixture().join("tokenizer.json")).unwrap()).unwrap();

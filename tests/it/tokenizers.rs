@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fsq_checkpoint::{
-    Architecture, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, TensorName, tensor_names,
+    Architecture, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, Options, StoredType, TensorName, tensor_names,
 };
 use fsq_gguf::{Draft, Gguf, Metadata, Value};
 use fsq_model::{Part, Special, TextStream, Tokenizer};
@@ -241,6 +241,7 @@ fn quantized(tokenizer_json: &str, sentencepiece: Option<&str>) -> Tokenizer {
         rms_eps: 1e-5,
         rope_theta: 10_000.0,
         tied: true,
+        options: Options::PLAIN,
     };
     let like = CheckpointFiles {
         config: "".into(),

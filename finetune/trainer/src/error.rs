@@ -29,6 +29,14 @@ pub enum TrainError {
     /// The confidence token cannot be trained exactly with this tokenizer.
     #[error("tokenizer: expected one token for each of the 21 grid answers, found answers of several tokens")]
     GridTokens,
+    /// A policy that the trainable forward cannot compute.
+    #[error("training {architecture}: expected what a plain Llama computes, found {found}")]
+    Architecture {
+        /// `model_type` of its `config.json`.
+        architecture: &'static str,
+        /// What the trainable forward does not have.
+        found: &'static str,
+    },
     /// The tokenizer refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -88,6 +88,7 @@ impl TrainablePolicy {
         read: &mut ReadTensor<'_>,
         threads: usize,
     ) -> Result<Self, TrainError> {
+        check(&dimensions)?;
         let plan = Arc::new(plan_of(&dimensions, None, threads));
         let mut trained = BTreeMap::new();
         let mut layers = Vec::new();
@@ -145,6 +146,7 @@ impl TrainablePolicy {
         threads: usize,
     ) -> Result<Self, TrainError> {
         let dimensions = checkpoint.dimensions.clone();
+        check(&dimensions)?;
         let scale = lora.alpha / to_f32(lora.rank);
         let plan = Arc::new(plan_of(&dimensions, Some((lora.rank, scale)), threads));
         let mut read = |name: &str| -> Result<Vec<f32>, TrainError> { Ok(checkpoint.tensor_f32(name)?) };
@@ -313,6 +315,12 @@ impl Spread {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const OUTPUT_NORM: &str = "model.norm.weight";
+
+/// The trainable forward knows plain Llama only; what it would silently leave out is refused.
+fn check(dimensions: &Dimensions) -> Result<(), TrainError> {
+    let architecture = dimensions.architecture.description().hf_model_type;
+    dimensions.beyond_plain().map_or(Ok(()), |found| Err(TrainError::Architecture { architecture, found }))
+}
 
 fn plan_of(dimensions: &Dimensions, adapter: Option<(usize, f32)>, threads: usize) -> Plan {
     Plan {

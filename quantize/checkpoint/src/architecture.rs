@@ -2,22 +2,58 @@
 //!
 //! Adding an architecture is one [`Description`] row. Knows nothing of weights or of how they are multiplied.
 
-use std::path::Path;
+use std::ops::Range;
 
-use serde_json::{Value, json};
+use crate::{Dimensions, Experts};
 
-use crate::CheckpointError;
-
-/// Longest context a configuration may ask for; far above any released policy, far below an overflow.
-const CONTEXT_MAX: u64 = 1 << 24;
-/// Largest width, vocabulary or layer count that is believed.
-const DIMENSION_MAX: u64 = 1 << 24;
+/// Hugging Face's names of the two parts of a block.
+const ATTENTION: &str = "self_attn";
+const FEED_FORWARD: &str = "mlp";
 
 /// A family of policies that share names, shapes and options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2 and later: RMS norm, rotary positions, gated SiLU, grouped queries.
     Llama,
+    /// Llama with a window over which tokens attend; a GGUF file calls it Llama.
+    Mistral,
+    /// Qwen 2 and 2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3: a norm on each head's queries and keys.
+    Qwen3,
+    /// Qwen 3 whose feed-forward parts are experts, of which each token takes a few.
+    Qwen3Moe,
+    /// Phi-3 and Phi-4: several linears in one matrix.
+    Phi3,
+    /// The text part of Gemma 3: norms on both sides of each part of a block, and mostly windows.
+    Gemma3,
+}
+
+/// What the gate of the feed-forward part goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// The approximation of GELU by a hyperbolic tangent.
+    GeluTanh,
+}
+
+/// Which layers attend over a window where `config.json` or the file does not list them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// None, whatever else is said.
+    Never,
+    /// All, if there is a window.
+    All,
+    /// With `use_sliding_window`, all.
+    AllIfAsked,
+    /// With `use_sliding_window`, those from `max_window_layers` on.
+    UpperIfAsked,
+    /// All but every so many.
+    AllBut {
+        /// The last of so many attends to everything.
+        every: usize,
+    },
 }
 
 /// What distinguishes an architecture from the others.
@@ -31,22 +67,141 @@ pub struct Description {
     pub gguf_name: &'static str,
     /// GGUF files hold query and key rows reordered, so that rotary pairs lie side by side.
     pub qk_permuted: bool,
+    /// Which layers attend over a window.
+    pub windows: Windows,
+    /// What transformers takes for an absent `sliding_window`.
+    pub window_absent: Option<usize>,
+    /// Base of the rotary frequencies where `config.json` names none.
+    pub rope_theta: f32,
+    /// The same for layers with a window, where that is their own.
+    pub sliding_theta: Option<f32>,
+    /// What the gate goes through.
+    pub activation: Activation,
+    /// Whether the embedding is used again where `config.json` does not say.
+    pub tied: bool,
+    /// Queries, keys and values add a bias, whatever `config.json` says.
+    pub qkv_biased: bool,
+    /// Queries, keys and values lie in one matrix, gate and up in another.
+    pub fused: bool,
+    /// Each head's queries and keys are normed.
+    pub head_norms: bool,
+    /// What a part of a block adds to the residual stream is normed.
+    pub post_norms: bool,
+    /// What checkpoints leave off the weights of norms, and GGUF files have.
+    pub norm_offset: f32,
+    /// Embeddings are multiplied by the root of their width.
+    pub embedding_scaled: bool,
+    /// The feed-forward part is experts.
+    pub experts: bool,
+    /// GGUF files do not say how attention is scaled; of so many layers it is by the stream's share of a head.
+    pub scaled_by_stream: Option<usize>,
 }
+
+/// A Llama of the second generation; the others are told by what they change.
+const LLAMA: Description = Description {
+    hf_model_type: "llama",
+    hf_class: "LlamaForCausalLM",
+    gguf_name: "llama",
+    qk_permuted: true,
+    windows: Windows::Never,
+    window_absent: None,
+    rope_theta: 10_000.0,
+    sliding_theta: None,
+    activation: Activation::Silu,
+    tied: false,
+    qkv_biased: false,
+    fused: false,
+    head_norms: false,
+    post_norms: false,
+    norm_offset: 0.0,
+    embedding_scaled: false,
+    experts: false,
+    scaled_by_stream: None,
+};
+
+const MISTRAL: Description = Description {
+    hf_model_type: "mistral",
+    hf_class: "MistralForCausalLM",
+    windows: Windows::All,
+    window_absent: Some(4096),
+    ..LLAMA
+};
+
+const QWEN_2: Description = Description {
+    hf_model_type: "qwen2",
+    hf_class: "Qwen2ForCausalLM",
+    gguf_name: "qwen2",
+    qk_permuted: false,
+    windows: Windows::UpperIfAsked,
+    window_absent: Some(4096),
+    qkv_biased: true,
+    ..LLAMA
+};
+
+const QWEN_3: Description = Description {
+    hf_model_type: "qwen3",
+    hf_class: "Qwen3ForCausalLM",
+    gguf_name: "qwen3",
+    qkv_biased: false,
+    head_norms: true,
+    ..QWEN_2
+};
+
+const QWEN_3_MOE: Description = Description {
+    hf_model_type: "qwen3_moe",
+    hf_class: "Qwen3MoeForCausalLM",
+    gguf_name: "qwen3moe",
+    windows: Windows::AllIfAsked,
+    experts: true,
+    ..QWEN_3
+};
+
+const PHI_3: Description = Description {
+    hf_model_type: "phi3",
+    hf_class: "Phi3ForCausalLM",
+    gguf_name: "phi3",
+    qk_permuted: false,
+    windows: Windows::All,
+    fused: true,
+    ..LLAMA
+};
+
+const GEMMA_3: Description = Description {
+    hf_model_type: "gemma3_text",
+    hf_class: "Gemma3ForCausalLM",
+    gguf_name: "gemma3",
+    qk_permuted: false,
+    windows: Windows::AllBut { every: 6 },
+    window_absent: Some(4096),
+    rope_theta: 1_000_000.0,
+    sliding_theta: Some(10_000.0),
+    activation: Activation::GeluTanh,
+    tied: true,
+    head_norms: true,
+    post_norms: true,
+    norm_offset: 1.0,
+    embedding_scaled: true,
+    // Of 27 billion weights; llama.cpp tells it by this too (`src/models/gemma3.cpp`).
+    scaled_by_stream: Some(62),
+    ..LLAMA
+};
 
 impl Architecture {
     /// Every architecture, in the order in which error messages list them.
-    pub const ALL: &'static [Self] = &[Self::Llama];
+    pub const ALL: &'static [Self] =
+        &[Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Qwen3Moe, Self::Phi3, Self::Gemma3];
 
     /// The row of this architecture.
     #[must_use]
     pub fn description(self) -> &'static Description {
         match self {
-            Self::Llama => &Description {
-                hf_model_type: "llama",
-                hf_class: "LlamaForCausalLM",
-                gguf_name: "llama",
-                qk_permuted: true,
-            },
+            Self::Llama => &LLAMA,
+            Self::Mistral => &MISTRAL,
+            Self::Qwen2 => &QWEN_2,
+            Self::Qwen3 => &QWEN_3,
+            Self::Qwen3Moe => &QWEN_3_MOE,
+            Self::Phi3 => &PHI_3,
+            Self::Gemma3 => &GEMMA_3,
         }
     }
 
@@ -56,175 +211,11 @@ impl Architecture {
         Self::ALL.iter().copied().find(|it| it.description().hf_model_type == model_type)
     }
 
-    /// By `general.architecture` of a GGUF file.
+    /// By `general.architecture` of a GGUF file; of several that share a name there, the first.
     #[must_use]
     pub fn from_gguf(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|it| it.description().gguf_name == name)
     }
-}
-
-/// The sizes of one policy.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Dimensions {
-    /// Which family.
-    pub architecture: Architecture,
-    /// Transformer blocks.
-    pub n_layers: usize,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Width inside the feed-forward part.
-    pub intermediate: usize,
-    /// Query heads.
-    pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
-    pub n_kv_heads: usize,
-    /// Width of one head; even, since rotary positions turn pairs.
-    pub head_dim: usize,
-    /// Rows of the embedding.
-    pub vocab: usize,
-    /// Longest sequence, in tokens.
-    pub context: usize,
-    /// Epsilon inside the root of the RMS norm.
-    pub rms_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f32,
-    /// The output matrix is the embedding.
-    pub tied: bool,
-}
-
-impl Dimensions {
-    /// Reads a `config.json`, as transformers 4 (`rope_theta`) and 5 (`rope_parameters`) write it.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Field`] names the first field that is absent, of another type, or impossible.
-    pub fn from_config(path: &Path, config: &Value) -> Result<Self, CheckpointError> {
-        let reader = ConfigReader { path, config };
-        let model_type = reader.string("model_type")?;
-        let architecture = Architecture::from_hf(model_type).ok_or_else(|| {
-            let known: Vec<_> = Architecture::ALL.iter().map(|it| it.description().hf_model_type).collect();
-            CheckpointError::field(path, "model_type", format!("one of {}", known.join(", ")), model_type)
-        })?;
-        reader.refuse_rope_scaling()?;
-        let hidden = reader.size("hidden_size")?;
-        let n_heads = reader.size("num_attention_heads")?;
-        let dimensions = Self {
-            architecture,
-            n_layers: reader.size("num_hidden_layers")?,
-            hidden,
-            intermediate: reader.size("intermediate_size")?,
-            n_heads,
-            n_kv_heads: reader.size_or("num_key_value_heads", n_heads)?,
-            head_dim: reader.size_or("head_dim", hidden / n_heads)?,
-            vocab: reader.size("vocab_size")?,
-            context: reader.size("max_position_embeddings")?,
-            rms_eps: reader.float("rms_norm_eps").unwrap_or(1e-6),
-            rope_theta: reader.rope_theta(),
-            tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-        };
-        dimensions.check(path)?;
-        Ok(dimensions)
-    }
-
-    fn check(&self, path: &Path) -> Result<(), CheckpointError> {
-        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            let expected = format!("a divisor of num_attention_heads = {}", self.n_heads);
-            return Err(CheckpointError::field(path, "num_key_value_heads", expected, self.n_kv_heads.to_string()));
-        }
-        if !self.head_dim.is_multiple_of(2) || self.head_dim == 0 {
-            return Err(CheckpointError::field(path, "head_dim", "an even number", self.head_dim.to_string()));
-        }
-        Ok(())
-    }
-
-    /// The `config.json` that transformers reads back to the same sizes.
-    #[must_use]
-    pub fn to_config(&self, bos: u32, eos: u32) -> Value {
-        let description = self.architecture.description();
-        json!({
-            "architectures": [description.hf_class],
-            "model_type": description.hf_model_type,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.n_kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab,
-            "max_position_embeddings": self.context,
-            "rms_norm_eps": f64::from(self.rms_eps.to_string().parse::<f32>().unwrap_or(self.rms_eps)),
-            "rope_theta": f64::from(self.rope_theta),
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "tie_word_embeddings": self.tied,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
-            "torch_dtype": "float16",
-        })
-    }
-
-    /// Number of weights, a tied embedding counted once.
-    #[must_use]
-    pub fn parameters(&self) -> usize {
-        tensor_names(self).iter().map(|it| it.shape.iter().product::<usize>()).sum()
-    }
-}
-
-/// Typed access to the fields of one `config.json`.
-struct ConfigReader<'a> {
-    path: &'a Path,
-    config: &'a Value,
-}
-
-impl ConfigReader<'_> {
-    fn string(&self, field: &str) -> Result<&str, CheckpointError> {
-        let value = self.config.get(field);
-        value.and_then(Value::as_str).ok_or_else(|| CheckpointError::field(self.path, field, "a string", shown(value)))
-    }
-
-    fn size(&self, field: &str) -> Result<usize, CheckpointError> {
-        let value = self.config.get(field);
-        let limit = if field == "max_position_embeddings" { CONTEXT_MAX } else { DIMENSION_MAX };
-        match value.and_then(Value::as_u64) {
-            Some(size) if size > 0 && size <= limit => usize::try_from(size)
-                .map_err(|_| CheckpointError::field(self.path, field, "a size of this machine", size.to_string())),
-            _ => {
-                Err(CheckpointError::field(self.path, field, format!("a whole number from 1 to {limit}"), shown(value)))
-            }
-        }
-    }
-
-    fn size_or(&self, field: &str, default: usize) -> Result<usize, CheckpointError> {
-        match self.config.get(field) {
-            None | Some(Value::Null) => Ok(default),
-            Some(_) => self.size(field),
-        }
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "configuration numbers are read at f32, as they are used")]
-    fn float(&self, field: &str) -> Option<f32> {
-        self.config.get(field).and_then(Value::as_f64).map(|it| it as f32)
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "configuration numbers are read at f32, as they are used")]
-    fn rope_theta(&self) -> f32 {
-        let newer = self.config.pointer("/rope_parameters/rope_theta").and_then(Value::as_f64).map(|it| it as f32);
-        self.float("rope_theta").or(newer).unwrap_or(10_000.0)
-    }
-
-    /// Scaled rotary positions are not computed yet; running such a policy without them would be silently wrong.
-    fn refuse_rope_scaling(&self) -> Result<(), CheckpointError> {
-        let scaling = self.config.get("rope_scaling").filter(|it| !it.is_null());
-        let newer = self.config.pointer("/rope_parameters/rope_type").filter(|it| it.as_str() != Some("default"));
-        match scaling.or(newer) {
-            Some(found) => Err(CheckpointError::field(self.path, "rope_scaling", "none", found.to_string())),
-            None => Ok(()),
-        }
-    }
-}
-
-fn shown(value: Option<&Value>) -> String {
-    value.map_or_else(|| "nothing".into(), Value::to_string)
 }
 
 /// One of the matrices that adapters are put on.
@@ -264,17 +255,21 @@ impl Linear {
         }
     }
 
-    /// Hugging Face's path of the module, without `.weight`.
-    #[must_use]
-    pub fn hf_path(self, layer: usize) -> String {
-        let part = match self {
-            Self::Q | Self::K | Self::V | Self::O => "self_attn",
-            Self::Gate | Self::Up | Self::Down => "mlp",
-        };
-        format!("model.layers.{layer}.{part}.{}", self.module())
+    /// Hugging Face's name of the part of a block that it belongs to.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Q | Self::K | Self::V | Self::O => ATTENTION,
+            Self::Gate | Self::Up | Self::Down => FEED_FORWARD,
+        }
     }
 
-    /// llama.cpp's name of the tensor, without `.weight`.
+    /// Hugging Face's path of the module, without `.weight`, where it has one of its own.
+    #[must_use]
+    pub fn hf_path(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.{}", self.part(), self.module())
+    }
+
+    /// llama.cpp's name of the tensor, without `.weight`, where it has one of its own.
     #[must_use]
     pub fn gguf_path(self, layer: usize) -> String {
         let name = match self {
@@ -303,65 +298,179 @@ impl Linear {
     }
 }
 
-/// A tensor's two names and its shape.
+/// A module of a block as files hold it: one linear, or several whose rows lie under each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Hugging Face's path, without `.weight`.
+    pub hf: String,
+    /// llama.cpp's name, without `.weight`.
+    pub gguf: String,
+    /// The linears, in the order of their rows.
+    pub linears: Vec<Linear>,
+    /// `[out, in]` of all of them together.
+    pub shape: [usize; 2],
+    /// Whether there is a bias, `[out]`, beside the weight.
+    pub biased: bool,
+}
+
+impl Module {
+    fn of(dimensions: &Dimensions, layer: usize, linears: &[Linear], names: Option<(&str, &str)>) -> Self {
+        let first = linears[0];
+        let (hf, gguf) = match names {
+            Some((hf, gguf)) => (format!("model.layers.{layer}.{}.{hf}", first.part()), format!("blk.{layer}.{gguf}")),
+            None => (first.hf_path(layer), first.gguf_path(layer)),
+        };
+        let biases = dimensions.options.biases;
+        let biased = match first {
+            Linear::Q | Linear::K | Linear::V => biases.qkv,
+            Linear::O => biases.output,
+            Linear::Gate | Linear::Up | Linear::Down => biases.feed_forward,
+        };
+        let rows = linears.iter().map(|it| it.shape(dimensions)[0]).sum();
+        Self { hf, gguf, linears: linears.to_vec(), shape: [rows, first.shape(dimensions)[1]], biased }
+    }
+
+    /// The linears and the rows that each has.
+    pub fn rows<'a>(&'a self, dimensions: &'a Dimensions) -> impl Iterator<Item = (Linear, Range<usize>)> + 'a {
+        let mut start = 0;
+        self.linears.iter().map(move |linear| {
+            let rows = start..start + linear.shape(dimensions)[0];
+            start = rows.end;
+            (*linear, rows)
+        })
+    }
+}
+
+/// The modules of a block, in the order in which it applies them; experts are not among them.
+#[must_use]
+pub fn modules(dimensions: &Dimensions, layer: usize) -> Vec<Module> {
+    let own = |it: Linear| Module::of(dimensions, layer, &[it], None);
+    let fused = |linears: &[Linear], names| Module::of(dimensions, layer, linears, Some(names));
+    if dimensions.architecture.description().fused {
+        return vec![
+            fused(&[Linear::Q, Linear::K, Linear::V], ("qkv_proj", "attn_qkv")),
+            own(Linear::O),
+            fused(&[Linear::Gate, Linear::Up], ("gate_up_proj", "ffn_up")),
+            own(Linear::Down),
+        ];
+    }
+    let has = |it: &Linear| dimensions.options.experts.is_none() || it.part() == ATTENTION;
+    Linear::ALL.into_iter().filter(has).map(own).collect()
+}
+
+/// The matrices of each expert: Hugging Face's name and llama.cpp's, of all experts in one, and `[out, in]`.
+#[must_use]
+pub fn expert_matrices(dimensions: &Dimensions, experts: &Experts) -> [(&'static str, &'static str, [usize; 2]); 3] {
+    let (hidden, inner) = (dimensions.hidden, experts.intermediate);
+    [
+        ("gate_proj", "ffn_gate_exps", [inner, hidden]),
+        ("up_proj", "ffn_up_exps", [inner, hidden]),
+        ("down_proj", "ffn_down_exps", [hidden, inner]),
+    ]
+}
+
+/// A tensor's two names and its shape.
+#[derive(Clone, Debug, PartialEq)]
 pub struct TensorName {
     /// In a checkpoint.
     pub hf: String,
-    /// In a GGUF file.
+    /// In a GGUF file, where neighbours of the same name are one tensor of three dimensions.
     pub gguf: String,
-    /// `[rows, columns]`, or `[width]` for a norm.
+    /// `[rows, columns]`, or `[width]` for a norm or a bias.
     pub shape: Vec<usize>,
     /// Heads whose rows a GGUF file holds reordered (queries and keys), if any.
     pub permuted_heads: Option<usize>,
+    /// What a GGUF file has on top of a checkpoint's values.
+    pub offset: f32,
+    /// Small and decisive: kept in F32 whatever the recipe says.
+    pub precise: bool,
+}
+
+impl TensorName {
+    fn new(hf: impl Into<String>, gguf: impl Into<String>, shape: Vec<usize>) -> Self {
+        Self { hf: hf.into(), gguf: gguf.into(), shape, permuted_heads: None, offset: 0.0, precise: false }
+    }
 }
 
 /// Every tensor of a policy, in the order in which files hold them.
 #[must_use]
 pub fn tensor_names(dimensions: &Dimensions) -> Vec<TensorName> {
-    let plain = |hf: &str, gguf: &str, shape: Vec<usize>| TensorName {
-        hf: hf.into(),
-        gguf: gguf.into(),
-        shape,
-        permuted_heads: None,
-    };
-    let hidden = dimensions.hidden;
-    let mut names = vec![plain("model.embed_tokens.weight", "token_embd.weight", vec![dimensions.vocab, hidden])];
+    let (hidden, vocab) = (dimensions.hidden, dimensions.vocab);
+    let mut names = vec![TensorName::new("model.embed_tokens.weight", "token_embd.weight", vec![vocab, hidden])];
     for layer in 0..dimensions.n_layers {
-        let hf = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        names.push(plain(&hf("input_layernorm"), &format!("blk.{layer}.attn_norm.weight"), vec![hidden]));
-        for linear in Linear::ALL {
-            if linear == Linear::Gate {
-                names.push(plain(
-                    &hf("post_attention_layernorm"),
-                    &format!("blk.{layer}.ffn_norm.weight"),
-                    vec![hidden],
-                ));
-            }
-            let permuted = dimensions.architecture.description().qk_permuted;
-            let permuted_heads = match linear {
-                Linear::Q if permuted => Some(dimensions.n_heads),
-                Linear::K if permuted => Some(dimensions.n_kv_heads),
-                _ => None,
-            };
-            names.push(TensorName {
-                hf: format!("{}.weight", linear.hf_path(layer)),
-                gguf: format!("{}.weight", linear.gguf_path(layer)),
-                shape: linear.shape(dimensions).to_vec(),
-                permuted_heads,
-            });
-        }
+        push_block(dimensions, layer, &mut names);
     }
-    names.push(plain("model.norm.weight", "output_norm.weight", vec![hidden]));
+    let norm = TensorName::new("model.norm.weight", "output_norm.weight", vec![hidden]);
+    names.push(TensorName { offset: dimensions.architecture.description().norm_offset, ..norm });
     if !dimensions.tied {
-        names.push(plain("lm_head.weight", "output.weight", vec![dimensions.vocab, hidden]));
+        names.push(TensorName::new("lm_head.weight", "output.weight", vec![vocab, hidden]));
     }
     names
 }
 
+fn push_block(dimensions: &Dimensions, layer: usize, names: &mut Vec<TensorName>) {
+    let description = dimensions.architecture.description();
+    let norm = |hf: &str, gguf: &str, width: usize| {
+        let (hf, gguf) = (format!("model.layers.{layer}.{hf}.weight"), format!("blk.{layer}.{gguf}.weight"));
+        TensorName { offset: description.norm_offset, ..TensorName::new(hf, gguf, vec![width]) }
+    };
+    let (hidden, head_dim) = (dimensions.hidden, dimensions.head_dim);
+    let (attention, feed_forward): (Vec<_>, Vec<_>) =
+        modules(dimensions, layer).into_iter().partition(|it| it.linears[0].part() == ATTENTION);
+    names.push(norm("input_layernorm", "attn_norm", hidden));
+    attention.iter().for_each(|it| push_module(dimensions, it, names));
+    if description.head_norms {
+        names.push(norm("self_attn.q_norm", "attn_q_norm", head_dim));
+        names.push(norm("self_attn.k_norm", "attn_k_norm", head_dim));
+    }
+    if description.post_norms {
+        names.push(norm("post_attention_layernorm", "post_attention_norm", hidden));
+        names.push(norm("pre_feedforward_layernorm", "ffn_norm", hidden));
+    } else {
+        names.push(norm("post_attention_layernorm", "ffn_norm", hidden));
+    }
+    feed_forward.iter().for_each(|it| push_module(dimensions, it, names));
+    if let Some(experts) = &dimensions.options.experts {
+        push_experts(dimensions, experts, layer, names);
+    }
+    if description.post_norms {
+        names.push(norm("post_feedforward_layernorm", "post_ffw_norm", hidden));
+    }
+}
+
+fn push_experts(dimensions: &Dimensions, experts: &Experts, layer: usize, names: &mut Vec<TensorName>) {
+    let (hf, gguf) = (format!("model.layers.{layer}.mlp"), format!("blk.{layer}"));
+    let shape = vec![experts.n, dimensions.hidden];
+    let router = TensorName::new(format!("{hf}.gate.weight"), format!("{gguf}.ffn_gate_inp.weight"), shape);
+    names.push(TensorName { precise: true, ..router });
+    for (of_expert, of_all, shape) in expert_matrices(dimensions, experts) {
+        for expert in 0..experts.n {
+            let hf = format!("{hf}.experts.{expert}.{of_expert}.weight");
+            names.push(TensorName::new(hf, format!("{gguf}.{of_all}.weight"), shape.to_vec()));
+        }
+    }
+}
+
+fn push_module(dimensions: &Dimensions, module: &Module, names: &mut Vec<TensorName>) {
+    let permuted = dimensions.architecture.description().qk_permuted;
+    let permuted_heads = match module.linears[..] {
+        [Linear::Q] if permuted => Some(dimensions.n_heads),
+        [Linear::K] if permuted => Some(dimensions.n_kv_heads),
+        _ => None,
+    };
+    let mut push = |kind: &str, shape: Vec<usize>| {
+        let name = TensorName::new(format!("{}.{kind}", module.hf), format!("{}.{kind}", module.gguf), shape);
+        names.push(TensorName { permuted_heads, ..name });
+    };
+    push("weight", module.shape.to_vec());
+    if module.biased {
+        push("bias", vec![module.shape[0]]);
+    }
+}
+
 /// Reorders the rows of a query or key matrix from Hugging Face's half-split rotary pairs to adjacent pairs.
 ///
-/// `rows`: `[heads * head_dim, columns]`. Source: llama.cpp `convert_hf_to_gguf.py`, `LlamaModel.permute`.
+/// `rows`: `[heads * head_dim, columns]`; a bias has one column. Source: llama.cpp `convert_hf_to_gguf.py`, `LlamaModel.permute`.
 #[must_use]
 pub fn permute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     let head_dim = rows.len() / columns / heads;

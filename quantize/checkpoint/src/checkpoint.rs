@@ -30,6 +30,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Its sizes.
     pub dimensions: Dimensions,
+    /// `config.json`.
+    pub config: Value,
     /// `tokenizer.json`, unparsed.
     pub tokenizer_json: String,
     /// The Jinja chat template, where there is one.
@@ -44,7 +46,7 @@ pub struct Checkpoint {
 
 /// The files of a checkpoint that is held in memory, such as the one in the binary.
 pub struct CheckpointFiles {
-    /// `config.json`.
+    /// `config.json`; empty for a policy made from scratch, whose sizes say all.
     pub config: Cow<'static, str>,
     /// `model.safetensors`.
     pub weights: Cow<'static, [u8]>,
@@ -108,6 +110,7 @@ impl Checkpoint {
         let checkpoint = Self {
             path: path.to_path_buf(),
             dimensions,
+            config: config.clone(),
             tokenizer_json,
             chat_template,
             bos: token_ids(config.get("bos_token_id")).first().copied(),
@@ -158,7 +161,8 @@ impl Checkpoint {
 
     /// Writes a checkpoint folder: everything into a temporary folder beside it, then one rename.
     ///
-    /// `like` gives the tokenizer, the template and the special ids. An existing folder is replaced.
+    /// `like` gives the tokenizer, the template and, where it has one, the configuration, of which only the stored
+    /// type is changed. An existing folder is replaced.
     ///
     /// # Errors
     /// When a file cannot be written; the old folder is then still there.
@@ -176,8 +180,8 @@ impl Checkpoint {
             .prefix(".checkpoint-")
             .tempdir_in(parent)
             .map_err(|it| CheckpointError::io(parent, it))?;
-        let config = pretty(&dimensions.to_config(special.0, special.1));
-        write_file(&draft.path().join("config.json"), config.as_bytes())?;
+        let config = config_for(path, like, dimensions, special, stored)?;
+        write_file(&draft.path().join("config.json"), pretty(&config).as_bytes())?;
         write_file(&draft.path().join("tokenizer.json"), like.tokenizer.as_bytes())?;
         let tokenizer_config =
             json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
@@ -188,6 +192,36 @@ impl Checkpoint {
         write_file(&draft.path().join("model.safetensors"), &serialized(path, stored, tensors)?)?;
         replace_folder(draft, path)
     }
+}
+
+/// The configuration of a checkpoint to be written.
+fn config_for(
+    path: &Path,
+    like: &CheckpointFiles,
+    dimensions: &Dimensions,
+    (bos, eos): (u32, u32),
+    stored: StoredType,
+) -> Result<Value, CheckpointError> {
+    let path = path.join("config.json");
+    if like.config.is_empty() {
+        return match dimensions.beyond_plain() {
+            None => Ok(dimensions.to_config(bos, eos)),
+            Some(found) => Err(CheckpointError::field(&path, "config.json", "that of the policy it came from", found)),
+        };
+    }
+    let mut config: Value =
+        serde_json::from_str(&like.config).map_err(|source| CheckpointError::Json { path, source })?;
+    // transformers 5 writes `dtype`, earlier ones `torch_dtype`.
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    let name = match stored {
+        StoredType::F32 => "float32",
+        StoredType::F16 => "float16",
+        StoredType::BF16 => "bfloat16",
+    };
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert(key.into(), name.into());
+    }
+    Ok(config)
 }
 
 /// The safetensors bytes of some tensors.

@@ -6,10 +6,16 @@
 pub mod adapter;
 pub mod architecture;
 pub mod checkpoint;
+mod config;
+pub mod dimensions;
 mod error;
+pub mod rope;
 mod safetensors_file;
 
 pub use adapter::{Adapter, LoraPair};
-pub use architecture::{Architecture, Description, Dimensions, Linear, TensorName, tensor_names};
+pub use architecture::{Activation, Architecture, Description, Linear, Module, TensorName};
+pub use architecture::{expert_matrices, modules, tensor_names};
 pub use checkpoint::{Checkpoint, CheckpointFiles, NamedTensor, StoredType};
+pub use dimensions::{Biases, Dimensions, Experts, Options, Sliding};
 pub use error::CheckpointError;
+pub use rope::{RopeScaling, Turning};

@@ -173,6 +173,10 @@ readable! {
         Value::Array(Array::F32(it)) => Some(it),
         _ => None,
     };
+    Vec<bool>, "an array of bools", value => match value {
+        Value::Array(Array::Bool(it)) => Some(it.clone()),
+        _ => None,
+    };
     Vec<u32>, "an array of whole numbers of 32 bits", value => match value {
         Value::Array(Array::U32(it)) => Some(it.clone()),
         Value::Array(Array::I32(it)) => it.iter().map(|it| u32::try_from(*it).ok()).collect(),
@@ -207,6 +211,7 @@ writable! {
     String => Value::String;
     &str => |it: &str| Value::String(it.into());
     Vec<String> => |it| Value::Array(Array::String(it));
+    Vec<bool> => |it| Value::Array(Array::Bool(it));
     Vec<u32> => |it| Value::Array(Array::U32(it));
     Vec<i32> => |it| Value::Array(Array::I32(it));
     Vec<f32> => |it| Value::Array(Array::F32(it));

@@ -64,8 +64,14 @@ pub fn quantize(
     let allocations = plan.allocate(&checkpoint.dimensions, importance.is_some())?;
     check_importance(importance, &allocations)?;
     let metadata = convert::metadata(checkpoint, plan, provenance)?;
-    let specs: Vec<TensorSpec> = allocations.iter().map(spec).collect();
+    let factors = convert::rope_tensors(&checkpoint.dimensions.options.rope);
+    let of_factors =
+        |it: &(&str, &[f32])| TensorSpec { name: it.0.into(), format: Format::F32, shape: vec![it.1.len()] };
+    let specs: Vec<TensorSpec> = factors.iter().map(of_factors).chain(specs(&allocations)).collect();
     let mut draft = Draft::create(final_path, &metadata, &specs)?;
+    for (name, factors) in factors {
+        draft.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+    }
     let n_weights = checkpoint.dimensions.parameters();
     let mut n_done = 0;
     progress(n_done, n_weights);
@@ -75,7 +81,11 @@ pub fn quantize(
         let mut weights = merged(checkpoint, adapters, tensor)?;
         let columns = tensor.shape.last().copied().unwrap_or(1);
         if let Some(heads) = tensor.permuted_heads {
-            weights = permute_rotary_rows(&weights, heads, columns);
+            let columns_of_a_row = weights.len() / tensor.shape[0];
+            weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
+        }
+        if tensor.offset != 0.0 {
+            weights.iter_mut().for_each(|it| *it += tensor.offset);
         }
         if allocation.format == Format::F16 {
             check_f16(&tensor.gguf, &weights)?;
@@ -90,16 +100,27 @@ pub fn quantize(
             n_done += rows.len();
             progress(n_done, n_weights);
         }
-        tensors.push(EncodedTensor {
+        let told = tensors.last_mut().filter(|it: &&mut (EncodedTensor, Sums)| it.0.name == tensor.gguf);
+        let n_bytes = weights.len() / allocation.format.block_weights() * allocation.format.block_bytes();
+        if let Some((told, of_experts)) = told {
+            *of_experts = of_experts.plus(sums);
+            told.n_weights += weights.len();
+            told.n_bytes += n_bytes;
+            told.relative_error = of_experts.relative();
+            continue;
+        }
+        let told = EncodedTensor {
             name: tensor.gguf.clone(),
             format: allocation.format.name(),
             wanted: allocation.wanted.name(),
             n_weights: weights.len(),
-            n_bytes: weights.len() / allocation.format.block_weights() * allocation.format.block_bytes(),
+            n_bytes,
             relative_error: sums.relative(),
             importance: columns_importance.is_some() && allocation.format.uses_importance(),
-        });
+        };
+        tensors.push((told, sums));
     }
+    let tensors = tensors.into_iter().map(|it| it.0).collect();
     Ok(Encoded { draft: draft.finish()?, tensors })
 }
 
@@ -108,12 +129,15 @@ fn check_importance(importance: Option<&Importance>, allocations: &[Allocation])
     allocations.iter().try_for_each(|it| importance.of(it).map(|_| ()))
 }
 
-fn spec(allocation: &Allocation) -> TensorSpec {
-    TensorSpec {
-        name: allocation.tensor.gguf.clone(),
-        format: allocation.format,
-        shape: allocation.tensor.shape.iter().rev().copied().collect(),
-    }
+/// Neighbours of one name, the experts of a block, become one tensor of three dimensions.
+fn specs(allocations: &[Allocation]) -> impl Iterator<Item = TensorSpec> + '_ {
+    allocations.chunk_by(|left, right| left.tensor.gguf == right.tensor.gguf).map(|same| {
+        let mut shape: Vec<usize> = same[0].tensor.shape.iter().rev().copied().collect();
+        if same.len() > 1 {
+            shape.push(same.len());
+        }
+        TensorSpec { name: same[0].tensor.gguf.clone(), format: same[0].format, shape }
+    })
 }
 
 /// Sums of squares of errors and of weights.

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use fsq_checkpoint::{
-    Adapter, Checkpoint, CheckpointFiles, Dimensions, Linear, NamedTensor, StoredType, TensorName, tensor_names,
+    Adapter, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, TensorName, modules, tensor_names,
 };
 use rayon::prelude::*;
 
@@ -34,9 +34,8 @@ pub fn open_base(path: &Path) -> Result<Checkpoint, QuantizeError> {
 
 /// Checks that every module of every adapter is in the checkpoint, with the shape of its update.
 pub(crate) fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
-    let modules: std::collections::HashMap<String, [usize; 2]> = (0..dimensions.n_layers)
-        .flat_map(|layer| Linear::ALL.map(|it| (it.hf_path(layer), it.shape(dimensions))))
-        .collect();
+    let modules: std::collections::HashMap<String, [usize; 2]> =
+        (0..dimensions.n_layers).flat_map(|layer| modules(dimensions, layer)).map(|it| (it.hf, it.shape)).collect();
     for (index, adapter) in adapters.iter().enumerate() {
         for (module, pair) in &adapter.pairs {
             let adapter = index + 1;
@@ -139,7 +138,7 @@ pub fn merge_to_checkpoint(
         tensors.push(NamedTensor { name: tensor.hf, shape: tensor.shape, values: values.into() });
     }
     let like = CheckpointFiles {
-        config: Cow::Borrowed(""),
+        config: checkpoint.config.to_string().into(),
         weights: Cow::Borrowed(&[]),
         tokenizer: checkpoint.tokenizer_json.clone().into(),
         chat_template: checkpoint.chat_template.clone().map(Cow::Owned),

@@ -1,11 +1,11 @@
 //! Which tensor gets which format; knows no weights.
 //!
 //! The mixes follow `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp` for
-//! dense policies of the Llama kind. There is no mix of `MXFP4`: its own is for mixtures of experts. Overrides may ask
-//! for it.
+//! policies of the Llama kind, dense or with many experts. There is no mix of `MXFP4`: its own is for mixtures of
+//! experts. Overrides may ask for it.
 
 use fsq_blocks::Format;
-use fsq_checkpoint::{Dimensions, Linear, TensorName, tensor_names};
+use fsq_checkpoint::{Dimensions, TensorName, tensor_names};
 
 use crate::QuantizeError;
 
@@ -109,7 +109,7 @@ pub struct Plan {
 }
 
 /// The format of one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Allocation {
     /// Its names and shape.
     pub tensor: TensorName,
@@ -149,6 +149,9 @@ impl Plan {
         let [_, columns] = tensor.shape[..] else {
             return Ok(Allocation { tensor, format: Format::F32, wanted: Format::F32 });
         };
+        if tensor.precise {
+            return Ok(Allocation { tensor, format: Format::F32, wanted: Format::F32 });
+        }
         if let Some((_, format)) = self.overrides.iter().rev().find(|(pattern, _)| matches(pattern, &tensor.gguf)) {
             if format.row_bytes(columns).is_none() {
                 return Err(QuantizeError::OverrideRow {
@@ -177,13 +180,13 @@ fn mixed(mix: Mix, dimensions: &Dimensions, weighted: bool, gguf: &str, columns:
         return if format == Format::Q8_0 || format.row_bytes(columns).is_none() { Format::Q8_0 } else { Format::Q6_K };
     }
     let (layer, n) = (layer_of(gguf), dimensions.n_layers);
-    let is = |linear: Linear| layer.is_some_and(|it| gguf == format!("{}.weight", linear.gguf_path(it)));
+    let module = gguf.strip_suffix(".weight").and_then(|it| it.rsplit('.').next()).unwrap_or("");
     let layer = layer.unwrap_or(0);
-    let raised = if is(Linear::V) {
+    let raised = if ["attn_v", "attn_qkv"].contains(&module) {
         raised_v(mix, dimensions, layer)
-    } else if is(Linear::Down) {
+    } else if ["ffn_down", "ffn_down_exps"].contains(&module) {
         raised_down(mix, (layer, n), weighted)
-    } else if is(Linear::O) {
+    } else if module == "attn_output" {
         match mix {
             Mix::Q2_K => Some(Format::Q3_K),
             Mix::Q3_K_M => Some(Format::Q4_K),
@@ -286,7 +289,7 @@ fn glob(pattern: &str, name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-    use fsq_checkpoint::Architecture;
+    use fsq_checkpoint::{Architecture, Options};
 
     use super::*;
 
@@ -304,6 +307,7 @@ mod tests {
             rms_eps: 1e-5,
             rope_theta: 10_000.0,
             tied,
+            options: Options::PLAIN,
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fsq_blocks::Format;
 use fsq_checkpoint::{
-    Adapter, Architecture, Checkpoint, CheckpointFiles, Dimensions, Linear, LoraPair, NamedTensor, StoredType,
+    Adapter, Architecture, Checkpoint, CheckpointFiles, Dimensions, Linear, LoraPair, NamedTensor, Options, StoredType,
     tensor_names,
 };
 use fsq_gguf::{Gguf, Metadata};
@@ -43,6 +43,7 @@ fn sizes() -> Dimensions {
         rms_eps: 1e-5,
         rope_theta: 10_000.0,
         tied: true,
+        options: Options::PLAIN,
     }
 }
 

@@ -33,8 +33,32 @@ pub struct WeightView<'a> {
 pub enum RotaryPairs {
     /// `2 i` and `2 i + 1`: GGUF files of the llama architecture, whose rows were reordered for it.
     Adjacent,
-    /// `i` and `i + head_dim / 2`: Hugging Face's order, and that of most other architectures.
+    /// `i` and `i + rotary_dim / 2`: Hugging Face's order, and that of most other architectures.
     Halves,
+}
+
+/// The heads that rotary positions turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotaryHeads {
+    /// Heads of each token.
+    pub n_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Numbers of each head that are turned, from the first; even.
+    pub rotary_dim: usize,
+    /// Which of them are turned together.
+    pub pairs: RotaryPairs,
+}
+
+/// How queries meet keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attending {
+    /// Query heads.
+    pub n_heads: usize,
+    /// What products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// Tokens that one attends to, itself the last; all before it when `None`.
+    pub window: Option<usize>,
 }
 
 /// The size of a cache of keys and values.
@@ -133,39 +157,49 @@ pub trait Backend: Sized + Send + 'static {
     );
     /// `out = x / √(mean(x²) + epsilon) · weight` for rows of `[n_rows, width]`, `width` being the weight's.
     fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Buffer, epsilon: f32, n_rows: usize, out: &mut Self::Buffer);
-    /// Turns `x[tokens, heads, head_dim]` by `angles[tokens, head_dim]`: the cosines of all pairs, then the sines.
-    fn rope(
-        &self,
-        x: &mut Self::Buffer,
-        angles: &Self::Buffer,
-        n_tokens: usize,
-        heads: (usize, usize),
-        pairs: RotaryPairs,
-    );
+    /// Turns `x[tokens, heads, head_dim]` by `angles[tokens, rotary_dim]`: the cosines of all pairs, then the sines.
+    fn rope(&self, x: &mut Self::Buffer, angles: &Self::Buffer, n_tokens: usize, heads: RotaryHeads);
     /// Puts keys and values, `[slots, kv heads, head_dim]`, into a layer's pages.
     fn store(&self, cache: &mut Self::Cache, layer: usize, keys: &Self::Buffer, values: &Self::Buffer, slots: &[Slot]);
     /// Copies a page of every layer.
     fn copy_page(&self, cache: &mut Self::Cache, from: u32, to: u32);
-    /// `out = softmax(q · kᵀ / √head_dim) · v` of `q[tokens, heads, head_dim]`, each token over the positions up to
-    /// its own; query head `h` reads key head `h · kv_heads / heads`.
+    /// `out = softmax(scale · q · kᵀ) · v` of `q[tokens, heads, head_dim]`, each token over the positions up to its
+    /// own, from the first of its window; query head `h` reads key head `h · kv_heads / heads`.
     fn attend(
         &self,
         cache: &Self::Cache,
         layer: usize,
         queries: &Self::Buffer,
-        n_heads: usize,
+        attending: Attending,
         spans: &[Span<'_>],
         out: &mut Self::Buffer,
     );
     /// `x = x / (1 + e^-x)` for the first `n` floats.
     fn silu(&self, x: &mut Self::Buffer, n: usize);
+    /// `x = x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))` for the first `n` floats: GELU's usual approximation
+    /// (arXiv 1606.08415).
+    fn gelu(&self, x: &mut Self::Buffer, n: usize);
+    /// `x = cap · tanh(x / cap)` for the first `n` floats.
+    fn cap(&self, x: &mut Self::Buffer, n: usize, cap: f32);
+    /// `x = factor · x` for the first `n` floats.
+    fn scale(&self, x: &mut Self::Buffer, n: usize, factor: f32);
     /// `into *= x` for the first `n` floats.
     fn multiply(&self, x: &Self::Buffer, n: usize, into: &mut Self::Buffer);
     /// `into += x` for the first `n` floats.
     fn add(&self, x: &Self::Buffer, n: usize, into: &mut Self::Buffer);
+    /// `into += bias` for each row of `[n_rows, width]`, `width` being the bias's.
+    fn add_bias(&self, bias: &Self::Buffer, n_rows: usize, into: &mut Self::Buffer);
     /// `out[i] = x[rows[i]]`, rows of `width` floats.
     fn gather(&self, x: &Self::Buffer, rows: &[usize], width: usize, out: &mut Self::Buffer);
 
+    /// `into[rows[i]] += weights[i] · x[i]`, rows of `width` floats, none named twice.
+    fn add_rows(&self, x: &Self::Buffer, rows: &[usize], weights: &[f32], width: usize, into: &mut Self::Buffer);
+
+    /// `gate = gelu(gate) · up` for the first `n` floats.
+    fn geglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
+        self.gelu(gate, n);
+        self.multiply(up, n, gate);
+    }
     /// `gate = silu(gate) · up` for the first `n` floats.
     fn swiglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
         self.silu(gate, n);

@@ -20,10 +20,10 @@ pub use attention::CpuCache;
 pub use matrix::CpuMatrix;
 pub use memory::CpuBuffer;
 
-use crate::{Backend, CacheShape, KernelError, LowRank, RotaryPairs, Slot, Span, WeightView};
+use crate::{Attending, Backend, CacheShape, KernelError, LowRank, RotaryHeads, Slot, Span, WeightView};
 use activations::{Rounded32, Rounded256, RoundedRows};
 use attention::{Attention, Store};
-use elementwise::{Add, ExpShifted, RmsNorm, Rope, Swiglu};
+use elementwise::{Add, ExpShifted, Gelu, RmsNorm, Rope, Swiglu};
 use isa::{Choice, dispatch};
 use pool::Pool;
 
@@ -158,18 +158,11 @@ impl Backend for Cpu {
         });
     }
 
-    fn rope(
-        &self,
-        x: &mut CpuBuffer,
-        angles: &CpuBuffer,
-        n_tokens: usize,
-        (n_heads, head_dim): (usize, usize),
-        pairs: RotaryPairs,
-    ) {
+    fn rope(&self, x: &mut CpuBuffer, angles: &CpuBuffer, n_tokens: usize, heads: RotaryHeads) {
         let angles = angles.values();
-        self.share(n_tokens, n_heads * head_dim, x.values_mut(), |tokens, x| {
-            let angles = &angles[tokens.start * head_dim..tokens.end * head_dim];
-            dispatch(self.choice, Rope { x, angles, n_heads, head_dim, pairs });
+        self.share(n_tokens, heads.n_heads * heads.head_dim, x.values_mut(), |tokens, x| {
+            let angles = &angles[tokens.start * heads.rotary_dim..tokens.end * heads.rotary_dim];
+            dispatch(self.choice, Rope { x, angles, heads });
         });
     }
 
@@ -186,18 +179,29 @@ impl Backend for Cpu {
         cache: &CpuCache,
         layer: usize,
         queries: &CpuBuffer,
-        n_heads: usize,
+        attending: Attending,
         spans: &[Span<'_>],
         out: &mut CpuBuffer,
     ) {
-        let scale = 1.0 / (cache.head_dim() as f32).sqrt();
-        let attention = Attention { cache, layer, queries: queries.values(), n_heads, scale };
+        let attention = Attention { cache, layer, queries: queries.values(), attending };
         attention.run((self.choice, &self.pool), spans, out.values_mut());
     }
 
     fn silu(&self, x: &mut CpuBuffer, n: usize) {
         let ones = vec![1.0; n];
         dispatch(self.choice, Swiglu { gate: &mut x.values_mut()[..n], up: &ones });
+    }
+
+    fn gelu(&self, x: &mut CpuBuffer, n: usize) {
+        self.share(n, 1, x.values_mut(), |_, x| dispatch(self.choice, Gelu { x }));
+    }
+
+    fn cap(&self, x: &mut CpuBuffer, n: usize, cap: f32) {
+        self.share(n, 1, x.values_mut(), |_, x| x.iter_mut().for_each(|it| *it = cap * (*it / cap).tanh()));
+    }
+
+    fn scale(&self, x: &mut CpuBuffer, n: usize, factor: f32) {
+        self.share(n, 1, x.values_mut(), |_, x| x.iter_mut().for_each(|it| *it *= factor));
     }
 
     fn multiply(&self, x: &CpuBuffer, n: usize, into: &mut CpuBuffer) {
@@ -213,10 +217,28 @@ impl Backend for Cpu {
         });
     }
 
+    fn add_bias(&self, bias: &CpuBuffer, n_rows: usize, into: &mut CpuBuffer) {
+        let bias = bias.values();
+        self.share(n_rows, bias.len(), into.values_mut(), |_, into| {
+            for row in into.chunks_exact_mut(bias.len()) {
+                dispatch(self.choice, Add { x: bias, into: row });
+            }
+        });
+    }
+
     fn gather(&self, x: &CpuBuffer, rows: &[usize], width: usize, out: &mut CpuBuffer) {
         let (x, out) = (x.values(), out.values_mut().chunks_exact_mut(width));
         for (row, out) in rows.iter().zip(out) {
             out.copy_from_slice(&x[row * width..(row + 1) * width]);
+        }
+    }
+
+    fn add_rows(&self, x: &CpuBuffer, rows: &[usize], weights: &[f32], width: usize, into: &mut CpuBuffer) {
+        let into = into.values_mut();
+        for ((x, row), weight) in x.values().chunks_exact(width).zip(rows).zip(weights) {
+            for (into, x) in into[row * width..(row + 1) * width].iter_mut().zip(x) {
+                *into += weight * x;
+            }
         }
     }
 

@@ -7,7 +7,9 @@ mod cpu;
 mod error;
 mod float_gemm;
 
-pub use backend::{Backend, CacheShape, LowRank, PAGE_TOKENS, RotaryPairs, Slot, Span, WeightView};
+pub use backend::{
+    Attending, Backend, CacheShape, LowRank, PAGE_TOKENS, RotaryHeads, RotaryPairs, Slot, Span, WeightView,
+};
 pub use cpu::{Cpu, CpuBuffer, CpuCache, CpuMatrix, exp_shifted};
 pub use error::KernelError;
 pub use float_gemm::{Strides, gemm_f32, gemm_f32_into};

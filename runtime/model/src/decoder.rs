@@ -1,19 +1,21 @@
-//! The forward pass of the llama family over a mixed batch of prompts and decoded tokens. Knows no text.
+//! The forward pass of every architecture over a mixed batch of prompts and decoded tokens. Knows no text.
 //!
 //! All tokens of a batch form one `[tokens, hidden]` matrix; only attention looks at which sequence a row belongs to.
 //! A row's numbers do not depend on the rest of its batch, so batching, splitting a prompt or forking change nothing.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Range;
 
-use fsq_checkpoint::{Adapter, Dimensions, Linear};
+use fsq_checkpoint::{Activation, Adapter, Dimensions, Experts, Linear, RopeScaling};
 use fsq_gguf::Gguf;
-use fsq_kernels::{Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS, Slot, Span};
+use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS, RotaryHeads, Slot, Span};
 
-use crate::pages::{Claim, Pages, slot};
+use crate::batch::{Batch, Rows};
+use crate::buffers::Buffers;
+use crate::experts::route;
+use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
-use crate::{AdapterId, Decode, Logits, LogitsFor, ModelError, SequenceId, Step, TokenId, config};
+use crate::{AdapterId, Decode, Logits, ModelError, SequenceId, Step, TokenId, config};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,8 @@ pub struct Decoder<B: Backend> {
     dimensions: Dimensions,
     options: DecoderOptions,
     weights: Weights<B>,
-    rotary: RotaryTable,
+    /// Of layers that attend to everything and, where they turn otherwise, of those with a window.
+    rotary: Vec<RotaryTable>,
     adapters: BTreeMap<AdapterId, LoadedAdapter<B>>,
     pages: Pages,
     cache: B::Cache,
@@ -77,7 +80,7 @@ impl<B: Backend> Decoder<B> {
         };
         Ok(Self {
             weights: Weights::load(&backend, gguf, &dimensions)?,
-            rotary: RotaryTable::read(gguf, dimensions.head_dim, dimensions.rope_theta)?,
+            rotary: rotary_tables(&dimensions, options.context_tokens),
             adapters: BTreeMap::new(),
             pages: Pages::new(n_pages),
             cache: backend.cache(shape)?,
@@ -213,10 +216,16 @@ impl<B: Backend> Decoder<B> {
         for (from, to) in &claim.copies {
             self.backend.copy_page(&mut self.cache, *from, *to);
         }
-        let mut angles = Vec::with_capacity(n_tokens * self.dimensions.head_dim);
-        batch.positions().for_each(|it| angles.extend_from_slice(self.rotary.at(it)));
-        self.backend.write(&angles, &mut self.buffers.angles);
+        for (table, buffer) in self.rotary.iter_mut().zip(&mut self.buffers.angles) {
+            let mut angles = Vec::with_capacity(n_tokens * self.dimensions.rotary_dim());
+            batch.positions().for_each(|it| angles.extend_from_slice(table.at(it)));
+            self.backend.write(&angles, buffer);
+        }
         self.backend.embed(&self.weights.embedding, &batch.tokens, &mut self.buffers.stream);
+        if self.dimensions.architecture.description().embedding_scaled {
+            let hidden = self.dimensions.hidden;
+            self.backend.scale(&mut self.buffers.stream, n_tokens * hidden, (hidden as f32).sqrt());
+        }
         let (first_norm, eps) = (&self.weights.layers[0].attention_norm, self.dimensions.rms_eps);
         self.backend.rms_norm(&self.buffers.stream, first_norm, eps, n_tokens, &mut self.buffers.normed);
         let spans = batch.spans(claim);
@@ -229,9 +238,12 @@ impl<B: Backend> Decoder<B> {
             }
             // Behind the last attention only the rows that logits are wanted of matter.
             let rows = if is_last { self.keep_logit_rows(batch) } else { batch.rows() };
-            self.feed_forward(layer, &rows);
+            self.feed_forward(layer, &rows)?;
         }
         self.backend.matmul(self.weights.output(), &self.buffers.normed, n_logits, &mut self.buffers.logits);
+        if let Some(cap) = self.dimensions.options.logit_cap {
+            self.backend.cap(&mut self.buffers.logits, n_logits * self.dimensions.vocab, cap);
+        }
         let mut logits = vec![0.0; n_logits * self.dimensions.vocab];
         self.backend.read(&self.buffers.logits, &mut logits)?;
         Ok(logits)
@@ -240,40 +252,100 @@ impl<B: Backend> Decoder<B> {
     /// From `normed` to `attended`, the heads' outputs.
     fn attend(&mut self, layer: usize, batch: &Batch<'_>, spans: &[Span<'_>], slots: &[Slot]) {
         let Dimensions { n_heads, n_kv_heads, head_dim, architecture, .. } = self.dimensions;
+        let window = self.dimensions.window(layer);
         let rows = batch.rows();
         self.linear(layer, Linear::Q, &rows);
         self.linear(layer, Linear::K, &rows);
         self.linear(layer, Linear::V, &rows);
         let (backend, buffers) = (&self.backend, &mut self.buffers);
-        let pairs = rotary_pairs(architecture);
-        backend.rope(&mut buffers.queries, &buffers.angles, rows.n, (n_heads, head_dim), pairs);
-        backend.rope(&mut buffers.keys, &buffers.angles, rows.n, (n_kv_heads, head_dim), pairs);
+        if let Some([of_queries, of_keys]) = &self.weights.layers[layer].head_norms {
+            // `attended` is as large as the queries and free until they attend.
+            let (eps, n) = (self.dimensions.rms_eps, rows.n);
+            backend.rms_norm(&buffers.queries, of_queries, eps, n * n_heads, &mut buffers.attended);
+            std::mem::swap(&mut buffers.queries, &mut buffers.attended);
+            backend.rms_norm(&buffers.keys, of_keys, eps, n * n_kv_heads, &mut buffers.normed_keys);
+            std::mem::swap(&mut buffers.keys, &mut buffers.normed_keys);
+        }
+        let (rotary_dim, pairs) = (self.dimensions.rotary_dim(), rotary_pairs(architecture));
+        let heads = |n_heads| RotaryHeads { n_heads, head_dim, rotary_dim, pairs };
+        // Layers with a window take the second table where there is one.
+        let angles = &buffers.angles[if window.is_some() { buffers.angles.len() - 1 } else { 0 }];
+        backend.rope(&mut buffers.queries, angles, rows.n, heads(n_heads));
+        backend.rope(&mut buffers.keys, angles, rows.n, heads(n_kv_heads));
         backend.store(&mut self.cache, layer, &buffers.keys, &buffers.values, slots);
-        backend.attend(&self.cache, layer, &buffers.queries, n_heads, spans, &mut buffers.attended);
+        let attending = Attending { n_heads, scale: self.dimensions.attention_scale(), window };
+        backend.attend(&self.cache, layer, &buffers.queries, attending, spans, &mut buffers.attended);
     }
 
     /// From `attended` to the next block's `normed`, by way of the residual stream.
-    fn feed_forward(&mut self, layer: usize, rows: &Rows) {
+    fn feed_forward(&mut self, layer: usize, rows: &Rows) -> Result<(), KernelError> {
         let (n, hidden, eps) = (rows.n, self.dimensions.hidden, self.dimensions.rms_eps);
+        let activation = self.dimensions.architecture.description().activation;
         self.linear(layer, Linear::O, rows);
+        self.norm_delta(layer, 0, n);
         let norm = &self.weights.layers[layer].feed_forward_norm;
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
         self.backend.add_rms_norm(delta, stream, norm, eps, (n, hidden), normed);
-        self.linear(layer, Linear::Gate, rows);
-        self.linear(layer, Linear::Up, rows);
-        let Buffers { gate, up, .. } = &mut self.buffers;
-        self.backend.swiglu(gate, up, n * self.dimensions.intermediate);
-        self.linear(layer, Linear::Down, rows);
+        match self.dimensions.options.experts {
+            Some(experts) => self.ask_experts(layer, &experts, n)?,
+            None => {
+                self.linear(layer, Linear::Gate, rows);
+                self.linear(layer, Linear::Up, rows);
+                let Buffers { gate, up, .. } = &mut self.buffers;
+                open_gate(&self.backend, activation, gate, up, n * self.dimensions.intermediate);
+                self.linear(layer, Linear::Down, rows);
+            }
+        }
+        self.norm_delta(layer, 1, n);
         let next = self.weights.layers.get(layer + 1).map_or(&self.weights.output_norm, |it| &it.attention_norm);
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
         self.backend.add_rms_norm(delta, stream, next, eps, (n, hidden), normed);
+        Ok(())
     }
 
-    /// One matrix and what the rows' adapters add to it.
+    /// The norm of what a part of a block, the first or the second, adds to the stream, where it has one.
+    fn norm_delta(&mut self, layer: usize, part: usize, n: usize) {
+        let Some(norms) = &self.weights.layers[layer].post_norms else { return };
+        let Buffers { delta, normed_delta, .. } = &mut self.buffers;
+        self.backend.rms_norm(delta, &norms[part], self.dimensions.rms_eps, n, normed_delta);
+        std::mem::swap(delta, normed_delta);
+    }
+
+    /// From `normed` to `delta`. A row adds its experts in their order, so its sum is the same in any company.
+    fn ask_experts(&mut self, layer: usize, experts: &Experts, n: usize) -> Result<(), KernelError> {
+        let hidden = self.dimensions.hidden;
+        let activation = self.dimensions.architecture.description().activation;
+        let Some(weights) = &self.weights.layers[layer].experts else { return Ok(()) };
+        self.backend.matmul(&weights.router, &self.buffers.normed, n, &mut self.buffers.router);
+        let mut logits = vec![0.0; n * experts.n];
+        self.backend.read(&self.buffers.router, &mut logits)?;
+        self.backend.write(&vec![0.0; n * hidden], &mut self.buffers.delta);
+        for (expert, served) in route(&logits, experts).into_iter().enumerate() {
+            let n_served = served.rows.len();
+            if n_served == 0 {
+                continue;
+            }
+            let [of_gate, of_up, of_down] = &weights.matrices[expert];
+            let backend = &self.backend;
+            let Buffers { normed, served: x, gate, up, contribution, delta, .. } = &mut self.buffers;
+            backend.gather(normed, &served.rows, hidden, x);
+            backend.matmul(of_gate, x, n_served, gate);
+            backend.matmul(of_up, x, n_served, up);
+            open_gate(backend, activation, gate, up, n_served * experts.intermediate);
+            backend.matmul(of_down, gate, n_served, contribution);
+            backend.add_rows(contribution, &served.rows, &served.weights, hidden, delta);
+        }
+        Ok(())
+    }
+
+    /// One matrix, its bias, and what the rows' adapters add to it.
     fn linear(&mut self, layer: usize, linear: Linear, rows: &Rows) {
-        let weight = self.weights.layers[layer].linear(linear);
+        let projection = self.weights.layers[layer].linear(linear);
         let (x, out) = self.buffers.ends(linear);
-        self.backend.matmul(weight, x, rows.n, out);
+        self.backend.matmul(&projection.weight, x, rows.n, out);
+        if let Some(bias) = &projection.bias {
+            self.backend.add_bias(bias, rows.n, out);
+        }
         for (adapter, tokens) in &rows.adapters {
             let update = self.adapters.get(adapter).and_then(|it| it.update(layer, linear));
             if let Some(update) = update {
@@ -346,180 +418,20 @@ impl<B: Backend> std::fmt::Debug for Decoder<B> {
     }
 }
 
-/// The rows of a batch and which of them run under which adapter.
-struct Rows {
-    n: usize,
-    adapters: Vec<(AdapterId, Range<usize>)>,
+/// The angles of layers that attend to everything and, where they turn otherwise, of those with a window.
+fn rotary_tables(dimensions: &Dimensions, context: usize) -> Vec<RotaryTable> {
+    let table = |theta: f32, scaling: &RopeScaling| {
+        RotaryTable::new(theta, scaling.turning(theta, dimensions.rotary_dim(), context))
+    };
+    let sliding = dimensions.options.sliding.as_ref().and_then(|it| it.rope_theta);
+    let everywhere = table(dimensions.rope_theta, &dimensions.options.rope);
+    std::iter::once(everywhere).chain(sliding.map(|theta| table(theta, &RopeScaling::None))).collect()
 }
 
-/// Steps in the order in which they run: those of one adapter beside each other.
-struct Batch<'a> {
-    steps: Vec<Step<'a>>,
-    /// Of each step: its place in the caller's list, its first row, and its sequence's length before it.
-    places: Vec<(usize, usize, usize)>,
-    /// `[rows]`
-    tokens: Vec<TokenId>,
-    /// Rows after which logits are wanted.
-    logit_rows: Vec<usize>,
-}
-
-impl<'a> Batch<'a> {
-    fn new(steps: &[Step<'a>], pages: &Pages) -> Self {
-        let mut order: Vec<usize> = (0..steps.len()).collect();
-        order.sort_by_key(|it| steps[*it].adapter);
-        let mut batch = Self { steps: Vec::new(), places: Vec::new(), tokens: Vec::new(), logit_rows: Vec::new() };
-        for index in order {
-            let step = steps[index];
-            let first = batch.tokens.len();
-            batch.tokens.extend_from_slice(step.tokens);
-            let wanted = match step.logits {
-                LogitsFor::None => first..first,
-                LogitsFor::Last => batch.tokens.len() - 1..batch.tokens.len(),
-                LogitsFor::All => first..batch.tokens.len(),
-            };
-            batch.logit_rows.extend(wanted);
-            batch.places.push((index, first, pages.tokens(step.sequence).map_or(0, <[_]>::len)));
-            batch.steps.push(step);
-        }
-        batch
-    }
-
-    fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        let of_step = |(step, place): (&Step<'_>, &(usize, usize, usize))| place.2..place.2 + step.tokens.len();
-        self.steps.iter().zip(&self.places).flat_map(of_step)
-    }
-
-    fn spans<'c>(&self, claim: &'c Claim) -> Vec<Span<'c>> {
-        let span = |(index, (_, first_token, position)): (usize, &(usize, usize, usize))| Span {
-            first_token: *first_token,
-            n_tokens: self.steps[index].tokens.len(),
-            position: *position,
-            pages: claim.table(index),
-        };
-        self.places.iter().enumerate().map(span).collect()
-    }
-
-    fn slots(&self, claim: &Claim) -> Vec<Slot> {
-        let of_step = |(index, place): (usize, &(usize, usize, usize))| {
-            let positions = place.2..place.2 + self.steps[index].tokens.len();
-            positions.map(move |it| slot(claim.table(index), it)).collect::<Vec<_>>()
-        };
-        self.places.iter().enumerate().flat_map(of_step).collect()
-    }
-
-    /// All rows.
-    fn rows(&self) -> Rows {
-        let sizes = self.steps.iter().map(|it| (it.adapter, it.tokens.len()));
-        Rows { n: self.tokens.len(), adapters: adapter_ranges(sizes) }
-    }
-
-    /// The rows with logits, once only those are left.
-    fn kept_rows(&self) -> Rows {
-        let sizes = self.steps.iter().map(|it| (it.adapter, n_logits(it)));
-        Rows { n: self.logit_rows.len(), adapters: adapter_ranges(sizes) }
-    }
-
-    /// The rows of logits of each step, in the caller's order.
-    fn logit_rows_by_input(&self) -> Vec<Range<usize>> {
-        let mut rows = vec![0..0; self.steps.len()];
-        let mut start = 0;
-        for (step, place) in self.steps.iter().zip(&self.places) {
-            rows[place.0] = start..start + n_logits(step);
-            start += n_logits(step);
-        }
-        rows
-    }
-}
-
-fn n_logits(step: &Step<'_>) -> usize {
-    match step.logits {
-        LogitsFor::None => 0,
-        LogitsFor::Last => 1,
-        LogitsFor::All => step.tokens.len(),
-    }
-}
-
-/// Joins neighbouring rows of one adapter; rows without one are left out.
-fn adapter_ranges(sizes: impl Iterator<Item = (Option<AdapterId>, usize)>) -> Vec<(AdapterId, Range<usize>)> {
-    let mut ranges: Vec<(AdapterId, Range<usize>)> = Vec::new();
-    let mut start = 0;
-    for (adapter, n) in sizes {
-        let rows = start..start + n;
-        start = rows.end;
-        match (adapter, ranges.last_mut()) {
-            (Some(adapter), Some((last, range))) if *last == adapter && range.end == rows.start => range.end = rows.end,
-            (Some(adapter), _) if n > 0 => ranges.push((adapter, rows)),
-            _ => {}
-        }
-    }
-    ranges
-}
-
-/// What flows between kernels, `[tokens, ..]` each; kept from pass to pass.
-struct Buffers<B: Backend> {
-    n_tokens: usize,
-    n_logits: usize,
-    /// The residual stream, `[tokens, hidden]`
-    stream: B::Buffer,
-    /// `[tokens, hidden]`
-    normed: B::Buffer,
-    /// What a block adds to the stream, `[tokens, hidden]`
-    delta: B::Buffer,
-    /// `[tokens, heads, head_dim]`
-    queries: B::Buffer,
-    /// `[tokens, kv heads, head_dim]`
-    keys: B::Buffer,
-    /// `[tokens, kv heads, head_dim]`
-    values: B::Buffer,
-    /// `[tokens, heads, head_dim]`
-    attended: B::Buffer,
-    /// `[tokens, intermediate]`
-    gate: B::Buffer,
-    /// `[tokens, intermediate]`
-    up: B::Buffer,
-    /// `[tokens, head_dim]`
-    angles: B::Buffer,
-    /// Where the rows that stay are put before they change places with `stream`.
-    kept_stream: B::Buffer,
-    /// The same for `attended`.
-    kept_attended: B::Buffer,
-    /// `[rows with logits, vocab]`
-    logits: B::Buffer,
-}
-
-impl<B: Backend> Buffers<B> {
-    fn new(backend: &B, dimensions: &Dimensions, n_tokens: usize, n_logits: usize) -> Result<Self, KernelError> {
-        let Dimensions { hidden, intermediate, n_heads, n_kv_heads, head_dim, vocab, .. } = *dimensions;
-        let buffer = |width: usize| backend.buffer(n_tokens * width);
-        Ok(Self {
-            n_tokens,
-            n_logits,
-            stream: buffer(hidden)?,
-            normed: buffer(hidden)?,
-            delta: buffer(hidden)?,
-            queries: buffer(n_heads * head_dim)?,
-            keys: buffer(n_kv_heads * head_dim)?,
-            values: buffer(n_kv_heads * head_dim)?,
-            attended: buffer(n_heads * head_dim)?,
-            gate: buffer(intermediate)?,
-            up: buffer(intermediate)?,
-            angles: buffer(head_dim)?,
-            kept_stream: buffer(hidden)?,
-            kept_attended: buffer(n_heads * head_dim)?,
-            logits: backend.buffer(n_logits * vocab)?,
-        })
-    }
-
-    /// What a matrix reads and where it writes.
-    fn ends(&mut self, linear: Linear) -> (&B::Buffer, &mut B::Buffer) {
-        match linear {
-            Linear::Q => (&self.normed, &mut self.queries),
-            Linear::K => (&self.normed, &mut self.keys),
-            Linear::V => (&self.normed, &mut self.values),
-            Linear::O => (&self.attended, &mut self.delta),
-            Linear::Gate => (&self.normed, &mut self.gate),
-            Linear::Up => (&self.normed, &mut self.up),
-            Linear::Down => (&self.gate, &mut self.delta),
-        }
+/// `gate = activation(gate) · up` for the first `n` floats.
+fn open_gate<B: Backend>(backend: &B, activation: Activation, gate: &mut B::Buffer, up: &B::Buffer, n: usize) {
+    match activation {
+        Activation::Silu => backend.swiglu(gate, up, n),
+        Activation::GeluTanh => backend.geglu(gate, up, n),
     }
 }

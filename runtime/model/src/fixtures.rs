@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fsq_blocks::Format;
-use fsq_checkpoint::{Adapter, Architecture, Dimensions, Linear, LoraPair, tensor_names};
+use fsq_checkpoint::{Adapter, Architecture, Dimensions, Linear, LoraPair, Options, tensor_names};
 use fsq_gguf::{Draft, Gguf, Metadata, TensorSpec};
 use fsq_kernels::Cpu;
 
@@ -25,6 +25,7 @@ pub(crate) const TINY: Dimensions = Dimensions {
     rms_eps: 1e-5,
     rope_theta: 10_000.0,
     tied: true,
+    options: Options::PLAIN,
 };
 
 /// A policy's tensors by GGUF name, as floats in the order of the file.

@@ -3,12 +3,15 @@
 //! One runtime serves requests, plays episodes in training and answers the gates. It knows nothing of HTTP,
 //! environments or training.
 
+mod batch;
+mod buffers;
 mod chat;
 mod config;
 mod decode;
 mod decoder;
 mod engine;
 mod error;
+mod experts;
 mod generate;
 mod pages;
 mod policy;

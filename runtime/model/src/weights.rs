@@ -1,7 +1,10 @@
 //! A policy's weights on a device, from a GGUF file. Knows no tokens and no sequences.
 
+use std::ops::Range;
+
 use fsq_blocks::Format;
-use fsq_checkpoint::{Adapter, Architecture, Dimensions, Linear, LoraPair, architecture};
+use fsq_checkpoint::{Adapter, Architecture, Dimensions, Experts, Linear, LoraPair, Module};
+use fsq_checkpoint::{architecture, expert_matrices, modules};
 use fsq_gguf::{Gguf, TensorView};
 use fsq_kernels::{Backend, KernelError, LowRank, RotaryPairs, WeightView};
 
@@ -24,13 +27,39 @@ pub(crate) struct Layer<B: Backend> {
     pub(crate) attention_norm: B::Buffer,
     /// `[hidden]`
     pub(crate) feed_forward_norm: B::Buffer,
-    /// In the order of [`Linear::ALL`].
-    linears: Vec<B::Matrix>,
+    /// `[head_dim]`, of queries and of keys.
+    pub(crate) head_norms: Option<[B::Buffer; 2]>,
+    /// `[hidden]`, behind attention and behind the feed-forward part.
+    pub(crate) post_norms: Option<[B::Buffer; 2]>,
+    pub(crate) experts: Option<ExpertWeights<B>>,
+    /// At [`index`].
+    linears: [Option<Projection<B>>; 7],
+}
+
+/// The feed-forward part of a block with experts.
+pub(crate) struct ExpertWeights<B: Backend> {
+    /// `[experts, hidden]`
+    pub(crate) router: B::Matrix,
+    /// Gate, up and down of each.
+    pub(crate) matrices: Vec<[B::Matrix; 3]>,
+}
+
+/// A matrix and what is added to its products.
+pub(crate) struct Projection<B: Backend> {
+    /// `[out, in]`
+    pub(crate) weight: B::Matrix,
+    /// `[out]`
+    pub(crate) bias: Option<B::Buffer>,
 }
 
 impl<B: Backend> Layer<B> {
-    pub(crate) fn linear(&self, linear: Linear) -> &B::Matrix {
-        &self.linears[index(linear)]
+    /// # Panics
+    /// When the block has no such linear.
+    pub(crate) fn linear(&self, linear: Linear) -> &Projection<B> {
+        match &self.linears[index(linear)] {
+            Some(projection) => projection,
+            None => panic!("a block without {}", linear.module()),
+        }
     }
 }
 
@@ -38,19 +67,11 @@ impl<B: Backend> Weights<B> {
     pub(crate) fn load(backend: &B, gguf: &Gguf, dimensions: &Dimensions) -> Result<Self, ModelError> {
         let loader = Loader { backend, gguf };
         let Dimensions { vocab, hidden, n_layers, tied, .. } = *dimensions;
-        let layer = |layer: usize| {
-            let linear = |it: Linear| loader.matrix(&format!("{}.weight", it.gguf_path(layer)), it.shape(dimensions));
-            Ok(Layer {
-                attention_norm: loader.norm(&format!("blk.{layer}.attn_norm.weight"), hidden)?,
-                feed_forward_norm: loader.norm(&format!("blk.{layer}.ffn_norm.weight"), hidden)?,
-                linears: Linear::ALL.into_iter().map(linear).collect::<Result<_, _>>()?,
-            })
-        };
         Ok(Self {
             embedding: loader.matrix("token_embd.weight", [vocab, hidden])?,
             output: if tied { None } else { Some(loader.matrix("output.weight", [vocab, hidden])?) },
-            output_norm: loader.norm("output_norm.weight", hidden)?,
-            layers: (0..n_layers).map(layer).collect::<Result<_, ModelError>>()?,
+            output_norm: loader.vector("output_norm.weight", hidden)?,
+            layers: (0..n_layers).map(|it| loader.layer(dimensions, it)).collect::<Result<_, _>>()?,
         })
     }
 
@@ -66,6 +87,62 @@ struct Loader<'a, B> {
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, dimensions: &Dimensions, layer: usize) -> Result<Layer<B>, ModelError> {
+        let (hidden, head_dim) = (dimensions.hidden, dimensions.head_dim);
+        let norm = |name: &str, width: usize| self.vector(&format!("blk.{layer}.{name}.weight"), width);
+        let pair = |present: bool, [first, second]: [&str; 2], width: usize| {
+            present.then(|| Ok::<_, ModelError>([norm(first, width)?, norm(second, width)?])).transpose()
+        };
+        let description = dimensions.architecture.description();
+        let experts = dimensions.options.experts;
+        let mut loaded = Layer {
+            attention_norm: norm("attn_norm", hidden)?,
+            feed_forward_norm: norm("ffn_norm", hidden)?,
+            head_norms: pair(description.head_norms, ["attn_q_norm", "attn_k_norm"], head_dim)?,
+            post_norms: pair(description.post_norms, ["post_attention_norm", "post_ffw_norm"], hidden)?,
+            experts: experts.map(|it| self.experts(dimensions, &it, layer)).transpose()?,
+            linears: Default::default(),
+        };
+        for module in modules(dimensions, layer) {
+            self.module(&module, dimensions, &mut loaded)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The rows of each linear of a module, as matrices of their own.
+    fn module(&self, module: &Module, dimensions: &Dimensions, layer: &mut Layer<B>) -> Result<(), ModelError> {
+        let weight = format!("{}.weight", module.gguf);
+        let weight = self.view(&weight, &module.shape)?;
+        let bias = format!("{}.bias", module.gguf);
+        let bias = if module.biased { Some(self.view(&bias, &module.shape[..1])?.to_f32()) } else { None };
+        for (linear, rows) in module.rows(dimensions) {
+            layer.linears[index(linear)] = Some(Projection {
+                weight: self.rows(&weight, rows.clone())?,
+                bias: bias.as_ref().map(|it| self.buffer(&it[rows])).transpose()?,
+            });
+        }
+        Ok(())
+    }
+
+    fn experts(
+        &self,
+        dimensions: &Dimensions,
+        experts: &Experts,
+        layer: usize,
+    ) -> Result<ExpertWeights<B>, ModelError> {
+        let router = self.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), [experts.n, dimensions.hidden])?;
+        let [gate, up, down] = expert_matrices(dimensions, experts)
+            .map(|(_, name, [rows, cols])| self.view(&format!("blk.{layer}.{name}.weight"), &[experts.n, rows, cols]));
+        let views = [gate?, up?, down?];
+        let one = |view: &TensorView<'_>, expert: usize| {
+            let n = view.rows() / experts.n;
+            self.rows(view, expert * n..(expert + 1) * n)
+        };
+        let [gate, up, down] = &views;
+        let matrices = (0..experts.n).map(|it| Ok([one(gate, it)?, one(up, it)?, one(down, it)?]));
+        Ok(ExpertWeights { router, matrices: matrices.collect::<Result<_, ModelError>>()? })
+    }
+
     fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
         let view = self.gguf.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: name.into() })?;
         // GGUF writes the row length first.
@@ -76,18 +153,30 @@ impl<B: Backend> Loader<'_, B> {
         Ok(view)
     }
 
-    fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<B::Matrix, ModelError> {
-        let view = self.view(name, &[rows, cols])?;
-        if self.backend.reads(view.format) {
-            return Ok(self.backend.load(WeightView { name, format: view.format, rows, cols, bytes: view.bytes })?);
-        }
-        Ok(load_floats(self.backend, name, Format::F16, &view.to_f32(), [rows, cols])?)
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<B::Matrix, ModelError> {
+        self.rows(&self.view(name, &shape)?, 0..shape[0])
     }
 
-    fn norm(&self, name: &str, width: usize) -> Result<B::Buffer, ModelError> {
-        let values = self.view(name, &[width])?.to_f32();
-        let mut buffer = self.backend.buffer(width)?;
-        self.backend.write(&values, &mut buffer);
+    /// Some rows of a tensor; whole blocks, since each row is.
+    fn rows(&self, view: &TensorView<'_>, rows: Range<usize>) -> Result<B::Matrix, ModelError> {
+        let (name, cols, row_bytes) = (view.name, view.cols(), view.bytes.len() / view.rows());
+        let bytes = &view.bytes[rows.start * row_bytes..rows.end * row_bytes];
+        if self.backend.reads(view.format) {
+            let format = view.format;
+            return Ok(self.backend.load(WeightView { name, format, rows: rows.len(), cols, bytes })?);
+        }
+        let mut values = vec![0.0; rows.len() * cols];
+        view.format.decode(bytes, &mut values);
+        Ok(load_floats(self.backend, name, Format::F16, &values, [rows.len(), cols])?)
+    }
+
+    fn vector(&self, name: &str, width: usize) -> Result<B::Buffer, ModelError> {
+        self.buffer(&self.view(name, &[width])?.to_f32())
+    }
+
+    fn buffer(&self, values: &[f32]) -> Result<B::Buffer, ModelError> {
+        let mut buffer = self.backend.buffer(values.len())?;
+        self.backend.write(values, &mut buffer);
         Ok(buffer)
     }
 }
@@ -131,22 +220,25 @@ pub(crate) struct LoadedAdapter<B: Backend> {
 impl<B: Backend> LoadedAdapter<B> {
     pub(crate) fn load(backend: &B, adapter: &Adapter, dimensions: &Dimensions) -> Result<Self, ModelError> {
         let mut updates: Vec<[_; 7]> = std::iter::repeat_with(Default::default).take(dimensions.n_layers).collect();
-        for (module, pair) in &adapter.pairs {
-            let (layer, linear) = find_module(module, dimensions)?;
-            check_shape(module, pair, linear.shape(dimensions))?;
-            let permuted = dimensions.architecture.description().qk_permuted;
-            let heads = match linear {
-                Linear::Q if permuted => Some(dimensions.n_heads),
-                Linear::K if permuted => Some(dimensions.n_kv_heads),
-                _ => None,
-            };
-            let reordered = heads.map(|it| architecture::permute_rotary_rows(&pair.b, it, pair.rank));
-            let b = reordered.as_deref().unwrap_or(&pair.b);
-            updates[layer][index(linear)] = Some(LowRank {
-                a: load_floats(backend, module, Format::F32, &pair.a, [pair.rank, pair.inputs])?,
-                b: load_floats(backend, module, Format::F32, b, [pair.outputs, pair.rank])?,
-                scale: adapter.scale(),
-            });
+        for (path, pair) in &adapter.pairs {
+            let (layer, module) = find_module(path, dimensions)?;
+            check_shape(path, pair, module.shape)?;
+            for (linear, rows) in module.rows(dimensions) {
+                let permuted = dimensions.architecture.description().qk_permuted;
+                let heads = match linear {
+                    Linear::Q if permuted => Some(dimensions.n_heads),
+                    Linear::K if permuted => Some(dimensions.n_kv_heads),
+                    _ => None,
+                };
+                let shape = [rows.len(), pair.rank];
+                let b = &pair.b[rows.start * pair.rank..rows.end * pair.rank];
+                let reordered = heads.map(|it| architecture::permute_rotary_rows(b, it, pair.rank));
+                updates[layer][index(linear)] = Some(LowRank {
+                    a: load_floats(backend, path, Format::F32, &pair.a, [pair.rank, pair.inputs])?,
+                    b: load_floats(backend, path, Format::F32, reordered.as_deref().unwrap_or(b), shape)?,
+                    scale: adapter.scale(),
+                });
+            }
         }
         Ok(Self { updates })
     }
@@ -156,11 +248,11 @@ impl<B: Backend> LoadedAdapter<B> {
     }
 }
 
-fn find_module(module: &str, dimensions: &Dimensions) -> Result<(usize, Linear), ModelError> {
-    let all = (0..dimensions.n_layers).flat_map(|layer| Linear::ALL.map(|linear| (layer, linear)));
-    let mut found = all.filter(|(layer, linear)| linear.hf_path(*layer) == module);
-    found.next().ok_or_else(|| ModelError::Adapter {
-        module: module.into(),
+fn find_module(path: &str, dimensions: &Dimensions) -> Result<(usize, Module), ModelError> {
+    let layers = 0..dimensions.n_layers;
+    let mut all = layers.flat_map(|layer| modules(dimensions, layer).into_iter().map(move |it| (layer, it)));
+    all.find(|it| it.1.hf == path).ok_or_else(|| ModelError::Adapter {
+        module: path.into(),
         expected: format!("a linear module of one of {} layers", dimensions.n_layers),
         found: "a module that this policy does not have".into(),
     })

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, StoredType};
+use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, Options, StoredType};
 use fsq_environments::{Countdown, DocHop, Environment, Skill, Split};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -112,6 +112,7 @@ impl BaseConfig {
             rms_eps: 1e-5,
             rope_theta: 10_000.0,
             tied: true,
+            options: Options::PLAIN,
         }
     }
 }

@@ -6,12 +6,14 @@
 //! Keys lie in tiles of 16 tokens (`[head_dim][16]`) and values in tiles of 16 dimensions (`[tokens][16]`), so both
 //! products are the tile product of matrices: scores are 16 tokens at a time, outputs 16 dimensions at a time.
 
+use std::ops::Range;
+
 use super::elementwise::ExpShifted;
 use super::isa::{Choice, Isa, Kernel, LANES, dispatch};
 use super::memory::Zeroed;
 use super::pool::Pool;
 use super::tiles::floats::{F16, add_dots};
-use crate::{CacheShape, KernelError, PAGE_TOKENS, Slot, Span};
+use crate::{Attending, CacheShape, KernelError, PAGE_TOKENS, Slot, Span};
 
 /// Token tiles of a page.
 const PAGE_TILES: usize = PAGE_TOKENS / LANES;
@@ -34,10 +36,6 @@ impl CpuCache {
         let bytes = sizes.iter().try_fold(1usize, |bytes, size| bytes.checked_mul(*size));
         let bytes = bytes.ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { shape, halves: Zeroed::new(bytes)? })
-    }
-
-    pub(crate) fn head_dim(&self) -> usize {
-        self.shape.head_dim
     }
 
     /// Keys of one head in one page, `[token tile][head_dim][16]`, and values, `[dim tile][token][16]`.
@@ -112,8 +110,7 @@ pub(crate) struct Attention<'a> {
     pub(crate) layer: usize,
     /// `[tokens, heads, head_dim]`
     pub(crate) queries: &'a [f32],
-    pub(crate) n_heads: usize,
-    pub(crate) scale: f32,
+    pub(crate) attending: Attending,
 }
 
 /// Some query rows of one span and one key head: one piece of work.
@@ -130,7 +127,7 @@ impl Attention<'_> {
     /// Attends all spans; `out` is `[tokens, heads, head_dim]`.
     pub(crate) fn run(&self, (choice, pool): (Choice, &Pool), spans: &[Span<'_>], out: &mut [f32]) {
         let shape = self.cache.shape;
-        let group = self.n_heads / shape.n_kv_heads;
+        let group = self.attending.n_heads / shape.n_kv_heads;
         let tokens_at_once = (ROWS_AT_ONCE / group).max(1);
         let mut pieces = Vec::new();
         for span in spans {
@@ -139,7 +136,7 @@ impl Attention<'_> {
                 pieces.extend((0..shape.n_kv_heads).map(|head| Piece { span: *span, first, n, head }));
             }
         }
-        let width = self.n_heads * shape.head_dim;
+        let width = self.attending.n_heads * shape.head_dim;
         let out = Output { start: out.as_mut_ptr(), len: out.len() };
         // A few pieces at a time: a piece of a short sequence takes about a microsecond.
         let chunk = (pieces.len() / (pool.threads() * 4)).max(1);
@@ -192,7 +189,9 @@ struct Scratch {
 struct Found {
     /// The first row.
     first: usize,
-    /// Positions that the last row sees.
+    /// The first page that any row sees.
+    page: usize,
+    /// Positions from there to the last that the last row sees.
     longest: usize,
     /// Floats from one row of weights to the next.
     stride: usize,
@@ -210,7 +209,7 @@ impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<S: Isa>(mut self, isa: S) {
         let dim = self.attention.cache.shape.head_dim;
-        let group = self.attention.n_heads / self.attention.cache.shape.n_kv_heads;
+        let group = self.attention.attending.n_heads / self.attention.cache.shape.n_kv_heads;
         let n_rows = self.piece.n * group;
         self.scratch.out.clear();
         self.scratch.out.resize(n_rows * dim, 0.0);
@@ -232,19 +231,24 @@ impl Run<'_> {
     fn rows<S: Isa, const M: usize>(&mut self, isa: S, first: usize) -> usize {
         let cache = self.attention.cache;
         let (dim, layer, head) = (cache.shape.head_dim, self.attention.layer, self.piece.head);
-        let group = self.attention.n_heads / cache.shape.n_kv_heads;
+        let group = self.attention.attending.n_heads / cache.shape.n_kv_heads;
         let span = self.piece.span;
-        // A row sees the positions up to its own.
-        let seen: [usize; M] = std::array::from_fn(|row| span.position + self.piece.first + (first + row) / group + 1);
-        let longest = seen[M - 1];
+        // A row sees the positions up to its own, from the first of its window. Pages before the first row's are not
+        // touched: whole pages, so that a position meets the same lane in any company.
+        let end: [usize; M] = std::array::from_fn(|row| span.position + self.piece.first + (first + row) / group + 1);
+        let start = |end: usize| self.attention.attending.window.map_or(0, |window| end.saturating_sub(window));
+        let first_page = start(end[0]) / PAGE_TOKENS;
+        let before = first_page * PAGE_TOKENS;
+        let seen: [Range<usize>; M] = end.map(|end| start(end) - before..end - before);
+        let longest = end[M - 1] - before;
         let stride = longest.next_multiple_of(PAGE_TOKENS);
-        let pages = &span.pages[..longest.div_ceil(PAGE_TOKENS)];
+        let pages = &span.pages[first_page..][..longest.div_ceil(PAGE_TOKENS)];
         self.scratch.scores.clear();
         self.scratch.scores.resize(M * stride, 0.0);
         self.scratch.queries.clear();
         for row in first..first + M {
             let token = span.first_token + self.piece.first + row / group;
-            let query = token * self.attention.n_heads + head * group + row % group;
+            let query = token * self.attention.attending.n_heads + head * group + row % group;
             self.scratch.queries.extend_from_slice(&self.attention.queries[query * dim..(query + 1) * dim]);
         }
         round_to_halves(isa, &mut self.scratch.queries, 1.0);
@@ -262,7 +266,7 @@ impl Run<'_> {
             for row in 0..M {
                 let scores = &mut self.scratch.scores[row * stride + index * PAGE_TOKENS..][..PAGE_TOKENS];
                 for (scores, sum) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(sums[row]) {
-                    isa.store(isa.mul(sum, isa.splat(self.attention.scale)), scores);
+                    isa.store(isa.mul(sum, isa.splat(self.attention.attending.scale)), scores);
                 }
             }
         }
@@ -271,7 +275,7 @@ impl Run<'_> {
         }
         let mut tile = 0;
         while tile < dim / LANES {
-            let found = Found { first, longest, stride };
+            let found = Found { first, page: first_page, longest, stride };
             // Four tiles at once keep enough sums in flight to hide the latency of adding to them.
             tile += match dim / LANES - tile {
                 4.. if S::ROWS_MAX >= 8 && M <= 4 => self.values::<S, M, 4>(isa, tile, &found),
@@ -288,7 +292,8 @@ impl Run<'_> {
         let cache = self.attention.cache;
         let dim = cache.shape.head_dim;
         let mut sums = [[isa.splat(0.0); N]; M];
-        for (index, page) in self.piece.span.pages[..found.longest.div_ceil(PAGE_TOKENS)].iter().enumerate() {
+        let pages = &self.piece.span.pages[found.page..][..found.longest.div_ceil(PAGE_TOKENS)];
+        for (index, page) in pages.iter().enumerate() {
             let start = index * PAGE_TOKENS;
             let n = PAGE_TOKENS.min(found.longest - start);
             let (_, values) = cache.head(self.attention.layer, *page, self.piece.head);
@@ -308,12 +313,13 @@ impl Run<'_> {
     }
 }
 
-/// Turns the first `seen` scores into weights that add up to one, and the rest into zeroes.
+/// Turns the scores of a range into weights that add up to one, and the others into zeroes.
 #[inline(always)]
-fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) {
-    let padded = seen.next_multiple_of(LANES);
-    // Past the end lies whatever the page held before: it must not be seen.
-    scores[seen..padded].fill(f32::NEG_INFINITY);
+fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: Range<usize>) {
+    let padded = seen.end.next_multiple_of(LANES);
+    // Past the end lies whatever the page held before: it must not be seen, nor what the window has left behind.
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..padded].fill(f32::NEG_INFINITY);
     let mut largest = isa.splat(f32::NEG_INFINITY);
     for lanes in scores[..padded].as_chunks::<LANES>().0 {
         largest = isa.max(largest, isa.load(lanes));
@@ -321,7 +327,8 @@ fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: usize) {
     let largest = isa.largest(largest);
     let sum = ExpShifted { x: &mut scores[..padded], shift: largest, factor: 1.0 }.run(isa);
     round_to_halves(isa, &mut scores[..padded], 1.0 / sum);
-    scores[seen..].fill(0.0);
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
 }
 
 /// Multiplies by a factor, then rounds to f16. A row's length is a multiple of the lanes.

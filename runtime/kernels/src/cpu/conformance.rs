@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
-use crate::PAGE_TOKENS;
+use crate::{PAGE_TOKENS, RotaryPairs};
 
 /// Numbers from -1 to 1 that look random; the same for the same seed.
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -190,31 +190,35 @@ fn rms_norm_and_its_fusion() {
 #[test]
 fn rope_turns_pairs() {
     every_backend(|cpu| {
-        let (tokens, n_heads, dim) = (3, 2, 8);
-        let x = numbers(14, tokens * n_heads * dim);
-        let turns: Vec<f64> = (0..tokens * dim / 2).map(|it| it as f64 * 0.7).collect();
-        let by_token = |token: usize| &turns[token * dim / 2..(token + 1) * dim / 2];
-        let angles = |token| {
-            let cosines = by_token(token).iter().map(|it| it.cos() as f32);
-            cosines.chain(by_token(token).iter().map(|it| it.sin() as f32)).collect::<Vec<_>>()
-        };
-        let angles: Vec<f32> = (0..tokens).flat_map(angles).collect();
-        for (pairs, place) in [
-            (RotaryPairs::Adjacent, (|pair, side, _| 2 * pair + side) as fn(usize, usize, usize) -> usize),
-            (RotaryPairs::Halves, |pair, side, half| side * half + pair),
-        ] {
-            let mut expected = x.clone();
-            for (index, head) in expected.chunks_mut(dim).enumerate() {
-                for (pair, turn) in by_token(index / n_heads).iter().enumerate() {
-                    let (i, j) = (place(pair, 0, dim / 2), place(pair, 1, dim / 2));
-                    let (a, b) = (f64::from(head[i]), f64::from(head[j]));
-                    head[i] = (a * turn.cos() - b * turn.sin()) as f32;
-                    head[j] = (a * turn.sin() + b * turn.cos()) as f32;
+        // The whole of each head, and the first part of it.
+        for (n_heads, dim, turned) in [(2, 8, 8), (3, 16, 12)] {
+            let tokens = 3;
+            let x = numbers(14, tokens * n_heads * dim);
+            let turns: Vec<f64> = (0..tokens * turned / 2).map(|it| it as f64 * 0.7).collect();
+            let by_token = |token: usize| &turns[token * turned / 2..(token + 1) * turned / 2];
+            let angles = |token| {
+                let cosines = by_token(token).iter().map(|it| it.cos() as f32);
+                cosines.chain(by_token(token).iter().map(|it| it.sin() as f32)).collect::<Vec<_>>()
+            };
+            let angles: Vec<f32> = (0..tokens).flat_map(angles).collect();
+            for (pairs, place) in [
+                (RotaryPairs::Adjacent, (|pair, side, _| 2 * pair + side) as fn(usize, usize, usize) -> usize),
+                (RotaryPairs::Halves, |pair, side, half| side * half + pair),
+            ] {
+                let mut expected = x.clone();
+                for (index, head) in expected.chunks_mut(dim).enumerate() {
+                    for (pair, turn) in by_token(index / n_heads).iter().enumerate() {
+                        let (i, j) = (place(pair, 0, turned / 2), place(pair, 1, turned / 2));
+                        let (a, b) = (f64::from(head[i]), f64::from(head[j]));
+                        head[i] = (a * turn.cos() - b * turn.sin()) as f32;
+                        head[j] = (a * turn.sin() + b * turn.cos()) as f32;
+                    }
                 }
+                let mut out = buffer(cpu, &x);
+                let heads = RotaryHeads { n_heads, head_dim: dim, rotary_dim: turned, pairs };
+                cpu.rope(&mut out, &buffer(cpu, &angles), tokens, heads);
+                agree("rope", cpu, &expected, out.values(), 1e-13);
             }
-            let mut out = buffer(cpu, &x);
-            cpu.rope(&mut out, &buffer(cpu, &angles), tokens, (n_heads, dim), pairs);
-            agree("rope", cpu, &expected, out.values(), 1e-13);
         }
     });
 }
@@ -239,33 +243,99 @@ fn gates_and_gathering() {
     });
 }
 
+#[test]
+fn gelu_caps_and_scales() {
+    every_backend(|cpu| {
+        let n = 40_001;
+        let x: Vec<f32> = numbers(22, n).iter().map(|it| it * 9.0).collect();
+        let up = numbers(23, n);
+        let slope = (2.0 / std::f64::consts::PI).sqrt();
+        let gelu = |x: f64| x / 2.0 * (1.0 + (slope * (x + 0.044_715 * x * x * x)).tanh());
+        let expected: Vec<f32> = x.iter().map(|it| gelu(f64::from(*it)) as f32).collect();
+        let gated: Vec<f32> = expected.iter().zip(&up).map(|(x, up)| x * up).collect();
+        let (mut plain, mut fused) = (buffer(cpu, &x), buffer(cpu, &x));
+        cpu.gelu(&mut plain, n);
+        agree("gelu", cpu, &expected, plain.values(), 1e-12);
+        cpu.geglu(&mut fused, &buffer(cpu, &up), n);
+        agree("geglu", cpu, &gated, fused.values(), 1e-12);
+        let mut capped = buffer(cpu, &x);
+        cpu.cap(&mut capped, n, 3.0);
+        let expected: Vec<f32> = x.iter().map(|it| (3.0 * (f64::from(*it) / 3.0).tanh()) as f32).collect();
+        agree("cap", cpu, &expected, capped.values(), 1e-12);
+        let mut scaled = buffer(cpu, &x);
+        cpu.scale(&mut scaled, n - 1, 1.5);
+        let expected: Vec<f32> = x.iter().enumerate().map(|(at, x)| if at < n - 1 { x * 1.5 } else { *x }).collect();
+        agree("scale", cpu, &expected, scaled.values(), 0.0);
+    });
+}
+
+#[test]
+fn rows_are_added_where_they_belong() {
+    every_backend(|cpu| {
+        let (width, start, x) = (5, numbers(24, 4 * 5), numbers(25, 2 * 5));
+        let mut expected = start.clone();
+        for (index, (row, weight)) in [(3, 0.5), (1, -2.0)].into_iter().enumerate() {
+            for column in 0..width {
+                expected[row * width + column] += weight * x[index * width + column];
+            }
+        }
+        let mut into = buffer(cpu, &start);
+        cpu.add_rows(&buffer(cpu, &x), &[3, 1], &[0.5, -2.0], width, &mut into);
+        agree("add_rows", cpu, &expected, into.values(), 1e-14);
+    });
+}
+
+#[test]
+fn a_bias_is_added_to_every_row() {
+    every_backend(|cpu| {
+        for (rows, width) in [(1, 5), (3, 48), (400, 130)] {
+            let (x, bias) = (numbers(20, rows * width), numbers(21, width));
+            let expected: Vec<f32> = x.iter().enumerate().map(|(at, it)| it + bias[at % width]).collect();
+            let mut into = buffer(cpu, &x);
+            cpu.add_bias(&buffer(cpu, &bias), rows, &mut into);
+            agree("add_bias", cpu, &expected, into.values(), 0.0);
+        }
+    });
+}
+
 /// Rounds to f16 and back, as the cache does.
 fn halved(values: &[f32]) -> Vec<f32> {
     values.iter().map(|it| half::f16::from_f32(*it).to_f32()).collect()
 }
 
 /// Attention of one query over all keys and values, `[positions, dim]`, in f64.
-fn attend_naively(query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f32> {
+fn attend_naively(attending: &Attending, query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f32> {
     let dim = query.len();
     let dot = |key: &&[f32]| key.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let scores: Vec<f64> = keys.iter().map(|it| dot(it) / (dim as f64).sqrt()).collect();
+    let scores: Vec<f64> = keys.iter().map(|it| dot(it) * f64::from(attending.scale)).collect();
     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|it| (it - largest).exp()).collect();
     let total: f64 = weights.iter().sum();
-    let out = |d: usize| weights.iter().zip(values).map(|(w, v)| w * f64::from(v[d])).sum::<f64>() / total;
+    // Weights meet values in f16.
+    let weights: Vec<f64> = weights.iter().map(|it| half::f16::from_f64(it / total).to_f64()).collect();
+    let out = |d: usize| weights.iter().zip(values).map(|(w, v)| w * f64::from(v[d])).sum::<f64>();
     (0..dim).map(|d| out(d) as f32).collect()
 }
 
 #[test]
 fn attention_over_pages_equals_attention_over_a_list() {
     every_backend(|cpu| {
-        for (n_heads, n_kv_heads, dim, lengths) in
-            [(4, 2, 64, vec![70, 1, 33]), (8, 1, 32, vec![32, 40]), (3, 3, 16, vec![5])]
-        {
+        for (n_heads, n_kv_heads, dim, window, lengths) in [
+            (4, 2, 64, None, vec![70, 1, 33]),
+            (8, 1, 32, None, vec![32, 40]),
+            (3, 3, 16, None, vec![5]),
+            (4, 2, 48, Some(9), vec![70, 1, 33]),
+            (2, 2, 16, Some(40), vec![101, 40]),
+            (2, 1, 16, Some(1), vec![34]),
+        ] {
+            let scale = if window.is_some() { 0.3 } else { 1.0 / (dim as f32).sqrt() };
+            let attending = Attending { n_heads, scale, window };
             let total: usize = lengths.iter().sum();
             let keys = numbers(17, total * n_kv_heads * dim);
             let values = numbers(18, total * n_kv_heads * dim);
             let queries: Vec<f32> = numbers(19, total * n_heads * dim).iter().map(|it| it * 3.0).collect();
+            // Queries meet keys in f16.
+            let rounded = halved(&queries);
             let shape = CacheShape { n_layers: 2, n_pages: 16, n_kv_heads, head_dim: dim };
             let mut cache = cpu.cache(shape).unwrap();
             // What another sequence left behind must not matter.
@@ -293,20 +363,22 @@ fn attention_over_pages_equals_attention_over_a_list() {
                             let start = ((first + at) * n_kv_heads + head * n_kv_heads / n_heads) * dim;
                             all[start..start + dim].to_vec()
                         };
-                        let keys: Vec<Vec<f32>> = (0..=token).map(|at| row(&keys, at)).collect();
-                        let values: Vec<Vec<f32>> = (0..=token).map(|at| row(&values, at)).collect();
-                        let query = &queries[((first + token) * n_heads + head) * dim..][..dim];
+                        let start = window.map_or(0, |it| (token + 1usize).saturating_sub(it));
+                        let keys: Vec<Vec<f32>> = (start..=token).map(|at| row(&keys, at)).collect();
+                        let values: Vec<Vec<f32>> = (start..=token).map(|at| row(&values, at)).collect();
+                        let query = &rounded[((first + token) * n_heads + head) * dim..][..dim];
                         let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
                         let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-                        expected.extend(attend_naively(query, &keys, &values));
+                        expected.extend(attend_naively(&attending, query, &keys, &values));
                     }
                 }
                 first += length;
             }
             let queries = buffer(cpu, &queries);
             let mut out = cpu.buffer(total * n_heads * dim).unwrap();
-            cpu.attend(&cache, 1, &queries, n_heads, &spans, &mut out);
-            agree("attend", cpu, &expected, out.values(), 1e-11);
+            cpu.attend(&cache, 1, &queries, attending, &spans, &mut out);
+            // A weight that lies between two halves may go either way.
+            agree("attend", cpu, &expected, out.values(), 1e-9);
 
             // One token alone, from a copy of its last page, is the same bits.
             let (length, own) = (lengths[0], &pages[0]);
@@ -315,7 +387,7 @@ fn attention_over_pages_equals_attention_over_a_list() {
             *copied.last_mut().unwrap() = 0;
             let span = Span { first_token: length - 1, n_tokens: 1, position: length - 1, pages: &copied };
             let mut again = cpu.buffer(total * n_heads * dim).unwrap();
-            cpu.attend(&cache, 1, &queries, n_heads, &[span], &mut again);
+            cpu.attend(&cache, 1, &queries, attending, &[span], &mut again);
             let row = (length - 1) * n_heads * dim..length * n_heads * dim;
             assert_eq!(again.values()[row.clone()], out.values()[row]);
         }

@@ -1,7 +1,7 @@
 //! What happens between products: norms, rotary positions, gates. One pass each over rows of floats.
 
 use super::isa::{Isa, Kernel, LANES};
-use crate::RotaryPairs;
+use crate::{RotaryHeads, RotaryPairs};
 
 /// `out = x / √(mean(x²) + epsilon) · weight`, row by row.
 pub(crate) struct RmsNorm<'a> {
@@ -64,6 +64,31 @@ impl Kernel for Swiglu<'_> {
     }
 }
 
+/// GELU by a hyperbolic tangent; `(1 + tanh(z)) / 2` is `1 / (1 + e^-2z)`.
+pub(crate) struct Gelu<'a> {
+    pub(crate) x: &'a mut [f32],
+}
+
+impl Kernel for Gelu<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Isa>(self, isa: S) {
+        // -2 · √(2/π)
+        const SLOPE: f32 = -1.595_769;
+        const CUBIC: f32 = 0.044_715;
+        let (lanes, rest) = self.x.as_chunks_mut::<LANES>();
+        for lanes in lanes {
+            let x = isa.load(lanes);
+            let bend = isa.fma(isa.mul(x, x), isa.splat(CUBIC), isa.splat(1.0));
+            let exponent = isa.mul(isa.mul(x, bend), isa.splat(SLOPE));
+            isa.store(isa.div(x, isa.add(isa.splat(1.0), isa.exp(exponent))), lanes);
+        }
+        for x in rest {
+            *x /= 1.0 + (SLOPE * *x * (CUBIC * *x * *x + 1.0)).exp();
+        }
+    }
+}
+
 /// `into += x`
 pub(crate) struct Add<'a> {
     pub(crate) x: &'a [f32],
@@ -89,23 +114,23 @@ impl Kernel for Add<'_> {
 pub(crate) struct Rope<'a> {
     /// `[tokens, heads, head_dim]`
     pub(crate) x: &'a mut [f32],
-    /// `[tokens, head_dim]`: the cosines of all pairs, then the sines
+    /// `[tokens, rotary_dim]`: the cosines of all pairs, then the sines
     pub(crate) angles: &'a [f32],
-    pub(crate) n_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) pairs: RotaryPairs,
+    pub(crate) heads: RotaryHeads,
 }
 
 impl Kernel for Rope<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self, _isa: S) {
-        let half = self.head_dim / 2;
-        let tokens = self.x.chunks_exact_mut(self.n_heads * self.head_dim);
-        for (token, angles) in tokens.zip(self.angles.chunks_exact(self.head_dim)) {
+        let RotaryHeads { n_heads, head_dim, rotary_dim, pairs } = self.heads;
+        let half = rotary_dim / 2;
+        let tokens = self.x.chunks_exact_mut(n_heads * head_dim);
+        for (token, angles) in tokens.zip(self.angles.chunks_exact(rotary_dim)) {
             let (cosines, sines) = angles.split_at(half);
-            for head in token.chunks_exact_mut(self.head_dim) {
-                match self.pairs {
+            for head in token.chunks_exact_mut(head_dim) {
+                let head = &mut head[..rotary_dim];
+                match pairs {
                     RotaryPairs::Adjacent => {
                         for ((pair, cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
                             *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];

@@ -1,0 +1,212 @@
+//! Every architecture from `config.json` to logits: what transformers and stock llama.cpp compute, ours must.
+//!
+//! Weights come from a generator that `tests/fixtures/architectures/make.py` has too, so only logits are recorded.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use fsq_checkpoint::{Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, tensor_names};
+use fsq_gguf::Gguf;
+use fsq_kernels::Cpu;
+use fsq_model::{Decoder, DecoderOptions, KvFormat, LogitsFor, Step};
+use fsq_quantizer::{Mix, Plan, Provenance, quantize};
+use serde_json::{Value, json};
+
+use crate::oracle::last_rows;
+use crate::recorded::{relative_distance, tensors};
+use crate::tree::root;
+
+/// How far logits may be from transformers', whose attention is in f32 where ours rounds keys and weights to f16.
+const DISTANCE_MAX: f64 = 1e-3;
+/// The same from llama.cpp's, which rounds alike in `F32` files.
+const STOCK_DISTANCE_MAX: f64 = 1e-3;
+/// And in `Q8_0`, where both round activations too.
+const STOCK_Q8_DISTANCE_MAX: f64 = 1e-2;
+
+/// One policy of the fixture.
+struct Case {
+    name: String,
+    config: Value,
+    tokens: Vec<u32>,
+    /// Tokens that stock llama.cpp computes alike.
+    stock_tokens: usize,
+    /// What the decoder is asked for, in tokens.
+    context: usize,
+    /// `[tokens, vocabulary]`, by transformers.
+    logits: Vec<f32>,
+}
+
+fn cases() -> Vec<Case> {
+    let folder = root().join("tests/fixtures/architectures");
+    let listed: Vec<Value> = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let mut logits = tensors(&folder.join("logits.safetensors"));
+    assert_eq!(listed.len(), logits.len());
+    let number = |it: &Value| usize::try_from(it.as_u64().unwrap()).unwrap();
+    let case = |it: Value| {
+        let name = it["name"].as_str().unwrap().to_string();
+        Case {
+            config: it["config"].clone(),
+            tokens: serde_json::from_value(it["tokens"].clone()).unwrap(),
+            stock_tokens: number(&it["stock_tokens"]),
+            context: number(&it["context"]),
+            logits: logits.remove(&name).unwrap(),
+            name,
+        }
+    };
+    listed.into_iter().map(case).collect()
+}
+
+/// Numbers from -1 to 1: SplitMix64 from the FNV-1a hash of a name.
+fn numbers(name: &str, n: usize) -> Vec<f32> {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, hash);
+    let number = |index: u64| {
+        let mut z = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        (z >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (1..=n as u64).map(number).collect()
+}
+
+/// A tensor as `make.py` makes it: norms around what leaves activations as they are, matrices that keep their size.
+fn tensor(name: &str, shape: &[usize], norm: f32) -> Vec<f32> {
+    let values = numbers(name, shape.iter().product());
+    let (offset, scale) = match shape {
+        _ if name.ends_with(".bias") => (0.0, 0.5),
+        [_] => (norm, 0.25),
+        _ if name.contains("embed_tokens") => (0.0, 1.0),
+        _ => (0.0, 0.5f32.powi((shape[1].ilog2() / 2).try_into().unwrap())),
+    };
+    values.into_iter().map(|it| it * scale + offset).collect()
+}
+
+/// A letter for each token but the last two.
+fn tokenizer(vocabulary: usize) -> String {
+    let letters = (b'0'..=b'z').filter(u8::is_ascii_alphanumeric).map(|it| char::from(it).to_string());
+    let vocab: serde_json::Map<String, Value> = letters.zip((0..vocabulary - 2).map(Value::from)).collect();
+    assert_eq!(vocab.len(), vocabulary - 2);
+    let special = |content: &str, id: usize| json!({"id": id, "content": content, "special": true});
+    json!({
+        "added_tokens": [special("<|bos|>", vocabulary - 2), special("<|end|>", vocabulary - 1)],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    })
+    .to_string()
+}
+
+/// Writes a checkpoint of the case's weights.
+fn write_checkpoint(case: &Case, folder: &Path) -> Checkpoint {
+    let path = folder.join(&case.name);
+    let dimensions = Dimensions::from_config(Path::new(&case.name), &case.config).unwrap();
+    let like = CheckpointFiles {
+        config: case.config.to_string().into(),
+        weights: Cow::Borrowed(&[]),
+        tokenizer: tokenizer(dimensions.vocab).into(),
+        chat_template: None,
+    };
+    let norm = if case.name.starts_with("gemma") { 0.0 } else { 1.0 };
+    let made = |it: fsq_checkpoint::TensorName| NamedTensor {
+        values: tensor(&it.hf, &it.shape, norm).into(),
+        name: it.hf,
+        shape: it.shape,
+    };
+    let tensors: Vec<_> = tensor_names(&dimensions).into_iter().map(made).collect();
+    Checkpoint::write(&path, &like, &dimensions, (62, 63), StoredType::F32, &tensors).unwrap();
+    Checkpoint::open(&path).unwrap()
+}
+
+fn convert(checkpoint: &Checkpoint, mix: Mix) -> PathBuf {
+    let provenance = Provenance::of("test", checkpoint, &[], None).unwrap();
+    let path = checkpoint.path.join(format!("{}.gguf", mix.name()));
+    // llama.cpp expects certain tokens of whatever has `phi3` in its name.
+    let plan = Plan { name: Some("random".into()), ..Plan::new(mix) };
+    let encoded = quantize(checkpoint, &[], &plan, None, &provenance, &path, &mut |_, _| {}).unwrap();
+    encoded.draft.publish().unwrap()
+}
+
+fn decoder(file: &Path, context_tokens: usize) -> Decoder<Cpu> {
+    let options = DecoderOptions { threads: 2, context_tokens, kv: KvFormat::F16, max_sequences: 4 };
+    Decoder::load(&Gguf::open(file).unwrap(), options).unwrap()
+}
+
+/// Logits after every token, read in pieces of so many.
+fn in_pieces(decoder: &mut Decoder<Cpu>, tokens: &[u32], piece: usize) -> Vec<f32> {
+    let sequence = decoder.open_sequence();
+    let mut rows = Vec::new();
+    for tokens in tokens.chunks(piece) {
+        let step = Step { sequence, tokens, logits: LogitsFor::All, adapter: None };
+        rows.extend_from_slice(decoder.forward(&[step]).unwrap().rows(0));
+    }
+    decoder.close(sequence);
+    rows
+}
+
+/// The same while two other sequences, ahead and behind, are read in the same passes.
+fn in_company(decoder: &mut Decoder<Cpu>, tokens: &[u32]) -> Vec<f32> {
+    let (ahead, own, behind) = (decoder.open_sequence(), decoder.open_sequence(), decoder.open_sequence());
+    let reversed: Vec<u32> = tokens.iter().rev().copied().collect();
+    let step = |sequence, tokens, logits| Step { sequence, tokens, logits, adapter: None };
+    decoder.forward(&[step(ahead, &reversed[..17], LogitsFor::None)]).unwrap();
+    let mut rows = Vec::new();
+    for (index, piece) in tokens.chunks(5).enumerate() {
+        let other = &reversed[index..=index];
+        let steps = [
+            step(ahead, other, LogitsFor::Last),
+            step(own, piece, LogitsFor::All),
+            step(behind, &reversed[..3], LogitsFor::None),
+        ];
+        rows.extend_from_slice(decoder.forward(&steps).unwrap().rows(1));
+    }
+    [ahead, own, behind].into_iter().for_each(|it| decoder.close(it));
+    rows
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut far = Vec::new();
+    for case in cases() {
+        let file = convert(&write_checkpoint(&case, folder.path()), Mix::F32);
+        let mut decoder = decoder(&file, case.context);
+        let whole = in_pieces(&mut decoder, &case.tokens, case.tokens.len());
+        let apart = relative_distance(&whole, &case.logits);
+        println!("{}: {apart:.1e} from transformers", case.name);
+        if apart.is_nan() || apart > DISTANCE_MAX {
+            far.push(format!("{} {apart:.1e}", case.name));
+        }
+        assert_eq!(in_pieces(&mut decoder, &case.tokens, 1), whole, "{}, token by token", case.name);
+        assert_eq!(in_pieces(&mut decoder, &case.tokens, 7), whole, "{}, in pieces", case.name);
+        assert_eq!(in_company(&mut decoder, &case.tokens), whole, "{}, in company", case.name);
+    }
+    assert!(far.is_empty(), "{far:?}");
+}
+
+#[test]
+fn stock_llama_cpp_loads_every_file_and_computes_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut far = Vec::new();
+    for case in cases() {
+        let checkpoint = write_checkpoint(&case, folder.path());
+        for (mix, limit) in [(Mix::F32, STOCK_DISTANCE_MAX), (Mix::Q8_0, STOCK_Q8_DISTANCE_MAX)] {
+            let file = convert(&checkpoint, mix);
+            let n = case.stock_tokens;
+            let ends: Vec<usize> = [1, 2, n / 2, n].into_iter().filter(|it| *it == 1 || *it <= n && *it > 0).collect();
+            let texts: Vec<Vec<u32>> = ends.iter().map(|it| case.tokens[..*it].to_vec()).collect();
+            let theirs = last_rows(&file, &texts).concat();
+            let mut decoder = decoder(&file, case.context);
+            let rows = in_pieces(&mut decoder, &case.tokens, case.tokens.len());
+            let vocabulary = decoder.config().vocab;
+            let row = |end: &usize| &rows[(end - 1) * vocabulary..end * vocabulary];
+            let ours: Vec<f32> = ends.iter().flat_map(row).copied().collect();
+            let apart = relative_distance(&ours, &theirs);
+            println!("{} {}: {apart:.1e} from llama.cpp", case.name, mix.name());
+            // Where it computes no token alike, that it loads the file is all there is to see.
+            if n > 0 && (apart.is_nan() || apart > limit) {
+                far.push(format!("{} {} {apart:.1e}", case.name, mix.name()));
+            }
+        }
+    }
+    assert!(far.is_empty(), "{far:?}");
+}
