@@ -30,10 +30,12 @@ pub(crate) struct BenchArguments {
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Tokens of the prompt
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
     /// Tokens that each sequence generates
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
     /// Sequences that generate at once; several numbers make several rows
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
@@ -260,8 +262,8 @@ fn text(rows: &[Row]) -> String {
     if let Some(row) = rows.first() {
         let roofline = row.roofline.read_bytes_per_s / 1e9;
         text += &format!(
-            "\n{} threads on {}; memory reads at {roofline:.1} GB/s at best; median [least, most] of {} tokens read and {} \
-             written\n",
+            "\n{} threads on {}; memory reads at {roofline:.1} GB/s at best; median [least, most] of {} tokens read \
+             and {} written\n",
             row.threads, row.path, row.n_prompt, row.n_gen
         );
     }

@@ -189,7 +189,10 @@ fn bad_input_gets_one_clear_line() {
     std::fs::write(&blocked, "a file, not a folder").unwrap();
     refused(&["demo", "--quick", "--out", text(&blocked.join("out"))], "blocked");
 
-    let file = root().join("tests/fixtures/llama/tiny-f32.gguf");
+    let base = root().join("finetune/base");
+    let quantized = fsq(&["quantize", text(&base), "--to", "q8_0", "--out", text(folder.path())]);
+    assert!(quantized.status.success(), "{quantized:?}");
+    let file = folder.path().join("base-Q8_0.gguf");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     refused(&["serve", text(&file), "--listen", &address], &address);

@@ -163,17 +163,19 @@ fn compare(what: &str, file: &Path, texts: &[String]) -> usize {
     let kinds: Vec<i32> = gguf.metadata().need("tokenizer.ggml.token_type").unwrap();
     let user_defined: Vec<&String> =
         tokens.iter().zip(kinds).filter(|(text, kind)| *kind == 4 && text.chars().count() > 1).map(|it| it.0).collect();
+    // What a vocabulary without bytes makes of a character that it lacks; it steers nothing.
+    let unknown: Option<u32> = gguf.metadata().read("tokenizer.ggml.unknown_token_id");
+    let steers = |tokens: &[u32]| tokens.iter().any(|it| tokenizer.is_control(*it) && Some(*it) != unknown);
     let mut n_tokens = 0;
     for (index, text) in texts.iter().enumerate() {
         let parsed = tokenizer.encode(text, Special::Parse);
         assert_eq!(parsed, expected.parsed[index], "{what}: {text:?}");
         n_tokens += parsed.len();
         let escaped = tokenizer.encode(text, Special::Escape);
-        assert!(!escaped.iter().any(|it| tokenizer.is_control(*it)), "{what}: a text steers: {text:?}");
+        assert!(!steers(&escaped), "{what}: a text steers: {text:?}");
         // llama.cpp finds tokens that users defined in any text, and merges may make control tokens; here neither.
-        let steers = expected.escaped[index].iter().any(|it| tokenizer.is_control(*it));
         let has_own = user_defined.iter().any(|it| !it.trim().is_empty() && text.contains(it.as_str()));
-        if !steers && !has_own {
+        if !steers(&expected.escaped[index]) && !has_own {
             assert_eq!(escaped, expected.escaped[index], "{what}: escaped {text:?}");
         }
         let mut stream = TextStream::default();
@@ -185,7 +187,8 @@ fn compare(what: &str, file: &Path, texts: &[String]) -> usize {
             && gguf.metadata().str("tokenizer.ggml.model") == Some("llama")
         {
             assert_eq!(streamed, expected.decoded[index], "{what}: decoded {text:?}");
-            assert_eq!(streamed, *text, "{what}");
+            // This vocabulary has no other sign for a space.
+            assert_eq!(streamed, text.replace('\u{2581}', " "), "{what}");
         }
     }
     n_tokens

@@ -470,7 +470,8 @@ fn push_module(dimensions: &Dimensions, module: &Module, names: &mut Vec<TensorN
 
 /// Reorders the rows of a query or key matrix from Hugging Face's half-split rotary pairs to adjacent pairs.
 ///
-/// `rows`: `[heads * head_dim, columns]`; a bias has one column. Source: llama.cpp `convert_hf_to_gguf.py`, `LlamaModel.permute`.
+/// `rows`: `[heads * head_dim, columns]`; a bias has one column. Source: llama.cpp `convert_hf_to_gguf.py`,
+/// `LlamaModel.permute`.
 #[must_use]
 pub fn permute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     let head_dim = rows.len() / columns / heads;

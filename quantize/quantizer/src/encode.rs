@@ -100,28 +100,39 @@ pub fn quantize(
             n_done += rows.len();
             progress(n_done, n_weights);
         }
-        let told = tensors.last_mut().filter(|it: &&mut (EncodedTensor, Sums)| it.0.name == tensor.gguf);
-        let n_bytes = weights.len() / allocation.format.block_weights() * allocation.format.block_bytes();
-        if let Some((told, of_experts)) = told {
-            *of_experts = of_experts.plus(sums);
-            told.n_weights += weights.len();
-            told.n_bytes += n_bytes;
-            told.relative_error = of_experts.relative();
-            continue;
-        }
-        let told = EncodedTensor {
-            name: tensor.gguf.clone(),
-            format: allocation.format.name(),
-            wanted: allocation.wanted.name(),
-            n_weights: weights.len(),
-            n_bytes,
-            relative_error: sums.relative(),
-            importance: columns_importance.is_some() && allocation.format.uses_importance(),
-        };
-        tensors.push((told, sums));
+        tell(&mut tensors, allocation, weights.len(), sums, columns_importance.is_some());
     }
     let tensors = tensors.into_iter().map(|it| it.0).collect();
     Ok(Encoded { draft: draft.finish()?, tensors })
+}
+
+/// Adds a part to what is told of the tensors; experts that one tensor of the file holds are told as one.
+fn tell(
+    tensors: &mut Vec<(EncodedTensor, Sums)>,
+    allocation: &Allocation,
+    n_weights: usize,
+    sums: Sums,
+    has_importance: bool,
+) {
+    let name = &allocation.tensor.gguf;
+    let n_bytes = n_weights / allocation.format.block_weights() * allocation.format.block_bytes();
+    if let Some((told, of_experts)) = tensors.last_mut().filter(|it| it.0.name == *name) {
+        *of_experts = of_experts.plus(sums);
+        told.n_weights += n_weights;
+        told.n_bytes += n_bytes;
+        told.relative_error = of_experts.relative();
+        return;
+    }
+    let told = EncodedTensor {
+        name: name.clone(),
+        format: allocation.format.name(),
+        wanted: allocation.wanted.name(),
+        n_weights,
+        n_bytes,
+        relative_error: sums.relative(),
+        importance: has_importance && allocation.format.uses_importance(),
+    };
+    tensors.push((told, sums));
 }
 
 fn check_importance(importance: Option<&Importance>, allocations: &[Allocation]) -> Result<(), QuantizeError> {

@@ -40,7 +40,7 @@ pub(super) const ROWS: &[Row] = &[
     row(189, "tokens that are numbers",
         NotTokenized("metadata `tokenizer.ggml.tokens`: expected an array of strings, found an array of 3"),
         One(|| with("tokens", i32s(&[1, 2, 3])))),
-    row(190, "an empty vocabulary", NotTokenized("no token for the byte 0x00"),
+    row(190, "an empty vocabulary", NotTokenized("no token for the byte 0x09"),
         One(|| with("tokens", texts::<&str>(&[])).set("tokenizer.ggml.token_type", i32s(&[]))
             .set("tokenizer.ggml.merges", texts::<&str>(&[])))),
     row(191, "a vocabulary in which most bytes have no token", NotTokenized("no token for the byte"),

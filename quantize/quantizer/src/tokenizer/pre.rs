@@ -173,7 +173,8 @@ mod tests {
 
     fn file(before: &[Value], use_regex: bool, ignore_merges: bool) -> Value {
         let steps: Vec<Value> = before.iter().cloned().chain([bytes(use_regex)]).collect();
-        json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "model": {"ignore_merges": ignore_merges}})
+        let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": steps});
+        json!({"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": ignore_merges}})
     }
 
     fn splits(patterns: &[&str]) -> Vec<Value> {

@@ -3,6 +3,8 @@
 //! The measure is NMSE = Σ(a−b)² / Σa². Where a tolerance is zero, the numbers must be equal.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ops::Range;
+
 use super::*;
 use crate::{PAGE_TOKENS, RotaryPairs};
 
@@ -317,6 +319,27 @@ fn attend_naively(attending: &Attending, query: &[f32], keys: &[&[f32]], values:
     (0..dim).map(|d| out(d) as f32).collect()
 }
 
+/// What the tokens of one sequence see of each other; `tokens` are its rows of queries, keys and values.
+fn attend_sequence(
+    attending: &Attending,
+    (n_kv_heads, dim): (usize, usize),
+    tokens: Range<usize>,
+    [queries, keys, values]: [&[f32]; 3],
+) -> Vec<f32> {
+    let mut out = Vec::new();
+    for token in tokens.clone() {
+        for head in 0..attending.n_heads {
+            let row = |token: usize| (token * n_kv_heads + head * n_kv_heads / attending.n_heads) * dim;
+            let start = attending.window.map_or(tokens.start, |it| tokens.start.max((token + 1).saturating_sub(it)));
+            let keys: Vec<&[f32]> = (start..=token).map(|it| &keys[row(it)..][..dim]).collect();
+            let values: Vec<&[f32]> = (start..=token).map(|it| &values[row(it)..][..dim]).collect();
+            let query = &queries[(token * attending.n_heads + head) * dim..][..dim];
+            out.extend(attend_naively(attending, query, &keys, &values));
+        }
+    }
+    out
+}
+
 #[test]
 fn attention_over_pages_equals_attention_over_a_list() {
     every_backend(|cpu| {
@@ -357,21 +380,12 @@ fn attention_over_pages_equals_attention_over_a_list() {
             let (mut spans, mut expected, mut first) = (Vec::new(), Vec::new(), 0);
             for (length, pages) in lengths.iter().zip(&pages) {
                 spans.push(Span { first_token: first, n_tokens: *length, position: 0, pages });
-                for token in 0..*length {
-                    for head in 0..n_heads {
-                        let row = |all: &'_ [f32], at: usize| {
-                            let start = ((first + at) * n_kv_heads + head * n_kv_heads / n_heads) * dim;
-                            all[start..start + dim].to_vec()
-                        };
-                        let start = window.map_or(0, |it| (token + 1usize).saturating_sub(it));
-                        let keys: Vec<Vec<f32>> = (start..=token).map(|at| row(&keys, at)).collect();
-                        let values: Vec<Vec<f32>> = (start..=token).map(|at| row(&values, at)).collect();
-                        let query = &rounded[((first + token) * n_heads + head) * dim..][..dim];
-                        let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
-                        let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-                        expected.extend(attend_naively(&attending, query, &keys, &values));
-                    }
-                }
+                expected.extend(attend_sequence(
+                    &attending,
+                    (n_kv_heads, dim),
+                    first..first + length,
+                    [&rounded, &keys, &values],
+                ));
                 first += length;
             }
             let queries = buffer(cpu, &queries);

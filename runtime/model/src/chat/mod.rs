@@ -62,6 +62,10 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| strftime_now(format, now));
         environment.add_filter("tojson", tojson);
+        for name in ["length", "count"] {
+            environment.add_filter(name, length);
+        }
+        environment.add_test("iterable", |it: &Value| !it.is_none() && it.try_iter().is_ok());
         environment.add_template_owned(NAME, without_marks(source)).map_err(|it| template_error(&it))?;
         Ok(Self { environment, bos: bos.to_string(), eos: eos.to_string() })
     }
@@ -108,6 +112,15 @@ impl ChatTemplate {
 /// What templates call to refuse a chat.
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// What is not defined has no elements, as in Jinja2; templates ask it of tools that nobody gave.
+fn length(value: &Value) -> Result<usize, Error> {
+    match value.len() {
+        Some(n) => Ok(n),
+        None if value.is_undefined() => Ok(0),
+        None => Err(Error::new(ErrorKind::InvalidOperation, format!("{} has no length", value.kind()))),
+    }
 }
 
 /// The time in UTC, written as a format of Python's `strftime` says.

@@ -21,7 +21,12 @@ pub(super) struct Merges {
     style: Words,
     /// The token of each single byte that has one.
     bytes: Vec<Option<TokenId>>,
+    /// Stands for what the vocabulary lacks until the merges are done, so that nothing merges across it.
+    lacking: Option<TokenId>,
 }
+
+/// A text that no vocabulary has as a token: a character that Unicode will never assign.
+const LACKING: &str = "\u{10FFFE}";
 
 impl Merges {
     /// From the tokens and merges of a GGUF file; `texts` and `pieces` by token id, `merges` as the file writes them.
@@ -55,7 +60,13 @@ impl Merges {
                 kept.push((left.to_string(), right.to_string()));
             }
         }
-        let builder = BPE::builder().vocab_and_merges(vocab, kept).ignore_merges(pre.ignore_merges);
+        let lacking = TokenId::try_from(texts.len()).ok().filter(|_| !by_text.contains_key(LACKING));
+        let mut builder = BPE::builder();
+        if let Some(id) = lacking {
+            vocab.insert(LACKING.into(), id);
+            builder = builder.unk_token(LACKING.into());
+        }
+        builder = builder.vocab_and_merges(vocab, kept).ignore_merges(pre.ignore_merges);
         let bpe = builder.byte_fallback(pre.words != Words::Bytes).build().map_err(failed)?;
         let mut cuts: Vec<PreTokenizerWrapper> = Vec::new();
         for pattern in pre.patterns {
@@ -67,7 +78,7 @@ impl Merges {
         }
         let mut words = tokenizers::Tokenizer::new(bpe);
         words.with_pre_tokenizer(Some(Sequence::new(cuts)));
-        Self::new(words, pre.words)
+        Ok(Self { lacking, ..Self::new(words, pre.words)? })
     }
 
     /// From what a `tokenizer.json` says about words.
@@ -89,7 +100,7 @@ impl Merges {
         if let Some(byte) = (0..=u8::MAX).filter(needed).find(|it| bytes[usize::from(*it)].is_none()) {
             return Err(broken(format!("no token for the byte {byte:#04x}, so not every text could be written")));
         }
-        Ok(Self { words, style, bytes })
+        Ok(Self { words, style, bytes, lacking: None })
     }
 
     #[cfg(test)]
@@ -126,7 +137,7 @@ impl Merges {
 
     fn encode_words(&self, text: &str, tokens: &mut Vec<TokenId>) {
         match self.words.encode_fast(text, false) {
-            Ok(encoding) => tokens.extend_from_slice(encoding.get_ids()),
+            Ok(encoding) => tokens.extend(encoding.get_ids().iter().filter(|it| Some(**it) != self.lacking)),
             // Single bytes say the same, only longer.
             Err(_) => tokens.extend(text.bytes().filter_map(|it| self.bytes[usize::from(it)])),
         }
