@@ -80,6 +80,7 @@ impl StageRun {
     /// When the state is of another policy.
     pub fn resume(&self, policy: &TrainablePolicy, optimizer: &mut AdamW) -> Result<usize, TrainError> {
         if !self.state().exists() {
+            self.cut_metrics(0)?;
             return Ok(0);
         }
         optimizer.load(&self.state(), policy.trained())?;

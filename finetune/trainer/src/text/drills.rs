@@ -125,7 +125,9 @@ mod tests {
             let text: String = script.iter().map(|it| it.1.as_str()).collect();
             let action = &told.steps[0].action;
             assert!(text.ends_with(&format!("so {action} <action>{action}</action>{END}")), "{text}");
-            if let [_, _, (_, _), (Piece::Settled, ending), ..] = &script[..] {
+            if let [_, _, (_, stop), (Piece::Settled, ending), ..] = &script[..]
+                && stop == " . "
+            {
                 assert!(script[1].1.ends_with(ending.as_str()), "{text}");
                 verdicts[usize::from(ending.ends_with("right"))] += usize::from(ending.contains("goal"));
             }
