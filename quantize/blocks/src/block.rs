@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::search;
+
 /// One block of weights, exactly as it lies in a GGUF file. Every implementation has an alignment of one byte, so
 /// that any run of bytes of the right length is a run of blocks.
 pub trait BlockFormat: Pod + Send + Sync {
@@ -12,6 +14,16 @@ pub trait BlockFormat: Pod + Send + Sync {
     /// What activations become before a dot product with such blocks.
     type Activation: Activation;
 
+    /// Encodes the weights of one block. What the importance says about it is `None` where it says nothing.
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self;
+
+    /// Decodes into the weights of one block.
+    fn decode_block(&self, weights: &mut [f32]);
+
+    /// The dot product with a block of activations. Products are summed as integers where the format has integer
+    /// levels.
+    fn dot_block(&self, activations: &Self::Activation) -> f32;
+
     /// Encodes `weights` (`[cols]`, one row when `importance` is given, else any number of whole rows).
     ///
     /// `importance` (`[cols]`) is the mean square of each input column: an error in a column of large importance
@@ -19,21 +31,47 @@ pub trait BlockFormat: Pod + Send + Sync {
     ///
     /// # Panics
     /// When `blocks` does not hold as many weights as `weights`, or `importance` differs from it in length.
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]);
+    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), Self::WEIGHTS);
+        assert_importance(weights.len(), importance);
+        let row_mean_square = importance.map_or(0.0, |it| search::sum_of_squares(weights) / it.len() as f32);
+        for (index, (weights, block)) in weights.chunks_exact(Self::WEIGHTS).zip(blocks).enumerate() {
+            let columns = importance.map(|it| &it[index * Self::WEIGHTS..][..Self::WEIGHTS]);
+            // A block whose inputs were all zero while importance was observed would otherwise lose its scale.
+            let columns = columns.filter(|it| it.iter().any(|&weight| weight > 0.0));
+            *block = Self::encode_block(weights, columns.map(|it| ColumnImportance { columns: it, row_mean_square }));
+        }
+    }
 
     /// Decodes `blocks` into `weights`.
     ///
     /// # Panics
     /// When the two differ in the number of weights.
-    fn decode(blocks: &[Self], weights: &mut [f32]);
+    fn decode(blocks: &[Self], weights: &mut [f32]) {
+        assert_fits(weights.len(), blocks.len(), Self::WEIGHTS);
+        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(Self::WEIGHTS)) {
+            block.decode_block(weights);
+        }
+    }
 
     /// The dot product of a row of weights and a row of activations: the truth every kernel is tested against.
-    /// Products inside a block are summed as integers where the format has integer levels; blocks are summed
-    /// in `f32`, first to last.
+    /// Blocks are summed in `f32`, first to last.
     ///
     /// # Panics
     /// When the two differ in length.
-    fn dot(weights: &[Self], activations: &[Self::Activation]) -> f32;
+    fn dot(weights: &[Self], activations: &[Self::Activation]) -> f32 {
+        assert_eq!(weights.len(), activations.len(), "rows of different length");
+        weights.iter().zip(activations).fold(0.0, |sum, (block, activations)| sum + block.dot_block(activations))
+    }
+}
+
+/// How much the columns of one block matter.
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnImportance<'a> {
+    /// The mean square of each input column, at least one above 0 (`[WEIGHTS]`).
+    pub columns: &'a [f32],
+    /// The mean square of the weights of the whole row.
+    pub row_mean_square: f32,
 }
 
 /// One block of activations: what a row of inputs is rounded to before it meets a row of weights.
@@ -86,12 +124,4 @@ pub(crate) fn assert_importance(n: usize, importance: Option<&[f32]>) {
     if let Some(importance) = importance {
         assert!(importance.len() == n, "importance of {} columns for {n} weights", importance.len());
     }
-}
-
-/// The part of the importance that belongs to block `index`, or `None` where it says nothing: a block whose inputs
-/// were all zero while importance was observed would otherwise lose its scale.
-pub(crate) fn importance_of_block(importance: Option<&[f32]>, index: usize, per_block: usize) -> Option<&[f32]> {
-    importance
-        .map(|it| &it[index * per_block..(index + 1) * per_block])
-        .filter(|it| it.iter().any(|&weight| weight > 0.0))
 }

@@ -15,6 +15,7 @@
 
 pub mod activations;
 mod block;
+mod block_of_32;
 mod codebook;
 mod format;
 pub mod formats;
@@ -22,5 +23,5 @@ mod nibbles;
 mod search;
 mod super_block;
 
-pub use block::{Activation, BlockFormat, Half};
+pub use block::{Activation, BlockFormat, ColumnImportance, Half};
 pub use format::{Format, FormatVisitor};

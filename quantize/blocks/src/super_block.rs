@@ -1,10 +1,19 @@
 //! What the super-blocks of 256 weights share: fitting groups, packing levels and scales; knows no single format.
 
+use crate::activations::Q8_K;
 use crate::block::Half;
 use crate::search::{self, Trials, nearest};
 
 /// Weights per super-block (`QK_K`).
 pub(crate) const WEIGHTS: usize = 256;
+
+/// The weights of a super-block as an array.
+///
+/// # Panics
+/// When they are less.
+pub(crate) fn whole(weights: &[f32]) -> &[f32; WEIGHTS] {
+    &weights.as_chunks().0[0]
+}
 
 /// A format whose groups have a scale and a minimum: `weight = d · scale · level - d_min · minimum`.
 pub(crate) struct Affine {
@@ -41,6 +50,41 @@ impl Affine {
         };
         self.round_again(x, &mut fitted);
         fitted
+    }
+
+    /// `weight = d · scale · level - d_min · minimum`; `scale_and_minimum` of each group, `units` are `d` and `d_min`.
+    pub(crate) fn decode(
+        &self,
+        levels: &[i8; WEIGHTS],
+        units: [Half; 2],
+        scale_and_minimum: impl Fn(usize) -> (u8, u8),
+        weights: &mut [f32],
+    ) {
+        let [d, d_min] = units.map(Half::to_f32);
+        let groups = weights.chunks_exact_mut(self.group).zip(levels.chunks_exact(self.group));
+        for (index, (weights, levels)) in groups.enumerate() {
+            let (scale, minimum) = scale_and_minimum(index);
+            let (scale, minimum) = (d * f32::from(scale), d_min * f32::from(minimum));
+            for (weight, &level) in weights.iter_mut().zip(levels) {
+                *weight = scale * f32::from(level) - minimum;
+            }
+        }
+    }
+
+    /// The product with activations; arguments as in [`Affine::decode`].
+    pub(crate) fn dot(
+        &self,
+        levels: &[i8; WEIGHTS],
+        units: [Half; 2],
+        scale_and_minimum: impl Fn(usize) -> (u8, u8),
+        x: &Q8_K,
+    ) -> f32 {
+        let [d, d_min] = units.map(Half::to_f32);
+        let products = dot_groups(levels, &x.levels, self.group, |it| i32::from(scale_and_minimum(it).0));
+        let minima: i32 = (x.sums.iter().enumerate())
+            .map(|(index, &sum)| i32::from(sum) * i32::from(scale_and_minimum(index * 16 / self.group).1))
+            .sum();
+        d * x.d * products as f32 - d_min * x.d * minima as f32
     }
 
     fn fit_plain(&self, x: &[f32; WEIGHTS]) -> Fitted {
@@ -178,15 +222,34 @@ pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
     })
 }
 
+/// `weight = d · scale · level`, `GROUP` weights to a scale.
+pub(crate) fn decode<const GROUP: usize>(
+    levels: &[i8; WEIGHTS],
+    d: Half,
+    scale: impl Fn(usize) -> i8,
+    weights: &mut [f32],
+) {
+    let d = d.to_f32();
+    for (group, (weights, levels)) in weights.chunks_exact_mut(GROUP).zip(levels.chunks_exact(GROUP)).enumerate() {
+        let scale = d * f32::from(scale(group));
+        for (weight, &level) in weights.iter_mut().zip(levels) {
+            *weight = scale * f32::from(level);
+        }
+    }
+}
+
+/// The product with activations; arguments as in [`decode`].
+pub(crate) fn dot<const GROUP: usize>(levels: &[i8; WEIGHTS], d: Half, scale: impl Fn(usize) -> i8, x: &Q8_K) -> f32 {
+    d.to_f32() * x.d * dot_groups(levels, &x.levels, GROUP, |it| i32::from(scale(it))) as f32
+}
+
 /// The sum over groups of `scale · Σ level · activation`, exactly.
-pub(crate) fn dot_groups(levels: &[i8; WEIGHTS], values: &[i8; WEIGHTS], scales: &[i32]) -> i32 {
-    let group = WEIGHTS / scales.len();
-    let groups = levels.chunks_exact(group).zip(values.chunks_exact(group));
+fn dot_groups(levels: &[i8; WEIGHTS], values: &[i8; WEIGHTS], group: usize, scale: impl Fn(usize) -> i32) -> i32 {
+    let groups = levels.chunks_exact(group).zip(values.chunks_exact(group)).enumerate();
     groups
-        .zip(scales)
-        .map(|((levels, values), scale)| {
+        .map(|(index, (levels, values))| {
             let sum: i32 = levels.iter().zip(values).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
-            scale * sum
+            scale(index) * sum
         })
         .sum()
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::block::{BlockFormat, assert_fits};
+use crate::block::{BlockFormat, ColumnImportance};
 use crate::formats::f32::F32;
 
 /// One number.
@@ -27,22 +27,15 @@ impl BlockFormat for F16 {
     const USES_IMPORTANCE: bool = false;
     type Activation = F32;
 
-    fn encode(weights: &[f32], _importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), 1);
-        for (block, &weight) in blocks.iter_mut().zip(weights) {
-            *block = Self::from_f32(weight);
-        }
+    fn encode_block(weights: &[f32], _: Option<ColumnImportance<'_>>) -> Self {
+        Self::from_f32(weights[0])
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), 1);
-        for (block, weight) in blocks.iter().zip(weights) {
-            *weight = block.to_f32();
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        weights[0] = self.to_f32();
     }
 
-    fn dot(weights: &[Self], activations: &[F32]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        weights.iter().zip(activations).map(|(w, x)| w.to_f32() * x.to_f32()).sum()
+    fn dot_block(&self, x: &F32) -> f32 {
+        self.to_f32() * x.to_f32()
     }
 }

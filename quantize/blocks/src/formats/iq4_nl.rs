@@ -3,10 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::block::{BlockFormat, ColumnImportance, Half};
+use crate::block_of_32::{self, WEIGHTS};
 use crate::codebook;
 pub use crate::codebook::LEVELS;
-use crate::formats::q8_0::{Q8_0, dot_levels};
+use crate::formats::q8_0::Q8_0;
 use crate::nibbles;
 use crate::search;
 
@@ -22,55 +23,39 @@ pub struct IQ4_NL {
 
 impl IQ4_NL {
     /// The codes in order, each a place in [`LEVELS`].
-    pub fn codes(&self) -> [u8; 32] {
+    pub fn codes(&self) -> [u8; WEIGHTS] {
         nibbles::unpack_4_bit(&self.packed)
     }
 
     /// The levels in order, from -127 to 113.
-    pub fn unpacked(&self) -> [i8; 32] {
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
         self.codes().map(|it| LEVELS[usize::from(it)])
     }
 }
 
 impl BlockFormat for IQ4_NL {
-    const WEIGHTS: usize = 32;
+    const WEIGHTS: usize = WEIGHTS;
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_0;
 
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        assert_importance(weights.len(), importance);
-        let (weights, _) = weights.as_chunks::<32>();
-        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
-            let weights = importance_of_block(importance, index, 32).map(|importance| {
-                // Twice the mean square of the block itself, not of the row as in `Q4_0`.
-                let sigma2 = search::sum_of_squares(x) * (2.0 / 32.0);
-                let mut weights = [0.0f32; 32];
-                search::weigh(importance, x, sigma2, &mut weights);
-                weights
-            });
-            let scale = codebook::scale(x, weights.as_ref());
-            block.d = Half::from_f32(scale);
-            block.packed = nibbles::pack_4_bit(&codebook::codes(x, scale));
-        }
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
+        let factors = importance.map(|importance| {
+            // Twice the mean square of the block itself, not of the row as in `Q4_0`.
+            let sigma2 = search::sum_of_squares(weights) * (2.0 / WEIGHTS as f32);
+            let mut factors = [0.0f32; WEIGHTS];
+            search::weigh(importance.columns, weights, sigma2, &mut factors);
+            factors
+        });
+        let x = block_of_32::whole(weights);
+        let scale = codebook::scale(x, factors.as_ref());
+        Self { d: Half::from_f32(scale), packed: nibbles::pack_4_bit(&codebook::codes(x, scale)) }
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(32)) {
-            let d = block.d.to_f32();
-            for (weight, level) in weights.iter_mut().zip(block.unpacked()) {
-                *weight = f32::from(level) * d;
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        block_of_32::decode(self.unpacked(), self.d.to_f32(), weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_0]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            sum += (w.d.to_f32() * x.d.to_f32()) * dot_levels(&w.unpacked(), &x.levels) as f32;
-        }
-        sum
+    fn dot_block(&self, x: &Q8_0) -> f32 {
+        block_of_32::dot(&self.unpacked(), self.d.to_f32(), x)
     }
 }

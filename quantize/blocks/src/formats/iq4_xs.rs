@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
-use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::codebook;
 pub use crate::codebook::LEVELS;
 use crate::nibbles;
@@ -55,12 +55,14 @@ impl IQ4_XS {
         self.scales_high[group / 4] |= (shifted >> 4) << (group % 4 * 2);
     }
 
-    fn encode_block(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
+    fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let sigma2 = search::sum_of_squares(x) * (2.0 / WEIGHTS as f32);
         let (groups, _) = x.as_chunks::<GROUP>();
         let mut scales = [0.0f32; N_GROUPS];
         for (index, (x, scale)) in groups.iter().zip(&mut scales).enumerate() {
-            let weights = importance_of_block(importance, index, GROUP).map(|importance| {
+            // A group whose inputs were all zero would otherwise lose its scale.
+            let importance = importance.map(|it| &it[index * GROUP..][..GROUP]);
+            let weights = importance.filter(|it| it.iter().any(|&it| it > 0.0)).map(|importance| {
                 let mut weights = [0.0f32; GROUP];
                 search::weigh(importance, x, sigma2, &mut weights);
                 weights
@@ -84,37 +86,15 @@ impl BlockFormat for IQ4_XS {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        assert_importance(weights.len(), importance);
-        let (weights, _) = weights.as_chunks::<WEIGHTS>();
-        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
-            *block = Self::encode_block(x, importance_of_block(importance, index, WEIGHTS));
-        }
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
+        Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
-            let d = block.d.to_f32();
-            let levels = block.unpacked();
-            let groups = weights.chunks_exact_mut(GROUP).zip(levels.chunks_exact(GROUP));
-            for (group, (weights, levels)) in groups.enumerate() {
-                let scale = d * f32::from(block.scale(group));
-                for (weight, &level) in weights.iter_mut().zip(levels) {
-                    *weight = scale * f32::from(level);
-                }
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        super_block::decode::<GROUP>(&self.unpacked(), self.d, |it| self.scale(it), weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            let scales: [i32; N_GROUPS] = std::array::from_fn(|it| i32::from(w.scale(it)));
-            sum += w.d.to_f32() * x.d * super_block::dot_groups(&w.unpacked(), &x.levels, &scales) as f32;
-        }
-        sum
+    fn dot_block(&self, x: &Q8_K) -> f32 {
+        super_block::dot::<GROUP>(&self.unpacked(), self.d, |it| self.scale(it), x)
     }
 }

@@ -3,8 +3,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::block::{BlockFormat, assert_fits};
-use crate::formats::q8_0::{Q8_0, dot_levels};
+use crate::block::{BlockFormat, ColumnImportance};
+use crate::block_of_32::{self, WEIGHTS};
+use crate::formats::q8_0::Q8_0;
 use crate::nibbles;
 use crate::search;
 
@@ -28,12 +29,12 @@ pub struct MXFP4 {
 
 impl MXFP4 {
     /// The codes in order, each a place in [`LEVELS`].
-    pub fn codes(&self) -> [u8; 32] {
+    pub fn codes(&self) -> [u8; WEIGHTS] {
         nibbles::unpack_4_bit(&self.packed)
     }
 
     /// The levels in order, from -12 to 12.
-    pub fn unpacked(&self) -> [i8; 32] {
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
         self.codes().map(|it| LEVELS[usize::from(it)])
     }
 
@@ -70,36 +71,25 @@ fn nearest(x: f32, scale: f32) -> u8 {
 }
 
 impl BlockFormat for MXFP4 {
-    const WEIGHTS: usize = 32;
+    const WEIGHTS: usize = WEIGHTS;
     const USES_IMPORTANCE: bool = false;
     type Activation = Q8_0;
 
-    fn encode(weights: &[f32], _importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        let (weights, _) = weights.as_chunks::<32>();
-        for (x, block) in weights.iter().zip(blocks) {
-            block.exponent = exponent_for(search::extreme(x).1);
-            let scale = block.scale();
-            block.packed = nibbles::pack_4_bit(&x.map(|x| nearest(x, scale)));
+    fn encode_block(weights: &[f32], _: Option<ColumnImportance<'_>>) -> Self {
+        let exponent = exponent_for(search::extreme(weights).1);
+        let scale = Self { exponent, ..Self::zeroed() }.scale();
+        let mut codes = [0u8; WEIGHTS];
+        for (code, &x) in codes.iter_mut().zip(weights) {
+            *code = nearest(x, scale);
         }
+        Self { exponent, packed: nibbles::pack_4_bit(&codes) }
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(32)) {
-            let scale = block.scale();
-            for (weight, level) in weights.iter_mut().zip(block.unpacked()) {
-                *weight = f32::from(level) * scale;
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        block_of_32::decode(self.unpacked(), self.scale(), weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_0]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            sum += (w.scale() * x.d.to_f32()) * dot_levels(&w.unpacked(), &x.levels) as f32;
-        }
-        sum
+    fn dot_block(&self, x: &Q8_0) -> f32 {
+        block_of_32::dot(&self.unpacked(), self.scale(), x)
     }
 }

@@ -3,10 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_1;
-use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
-use crate::formats::q8_0::dot_levels;
+use crate::block::{BlockFormat, ColumnImportance, Half};
+use crate::block_of_32::{self, WEIGHTS};
 use crate::nibbles;
-use crate::search::{self, Trials};
 
 /// One block. Byte `i` of the levels holds weight `i` in its low half and weight `i + 16` in its high half.
 #[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
@@ -22,52 +21,26 @@ pub struct Q4_1 {
 
 impl Q4_1 {
     /// The levels in order, from 0 to 15.
-    pub fn unpacked(&self) -> [i8; 32] {
+    pub fn unpacked(&self) -> [i8; WEIGHTS] {
         nibbles::unpack_4_bit(&self.levels).map(|it| it as i8)
     }
 }
 
 impl BlockFormat for Q4_1 {
-    const WEIGHTS: usize = 32;
+    const WEIGHTS: usize = WEIGHTS;
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_1;
 
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        assert_importance(weights.len(), importance);
-        let sigma2 = importance.map_or(0.0, |it| search::sum_of_squares(weights) / it.len() as f32);
-        for (index, (x, block)) in weights.chunks_exact(32).zip(blocks).enumerate() {
-            let mut levels = [0u8; 32];
-            if let Some(importance) = importance_of_block(importance, index, 32) {
-                let mut weights = [0.0f32; 32];
-                search::weigh(importance, x, sigma2, &mut weights);
-                let (d, minimum) = search::affine(15, x, &weights, Trials::WITH_IMPORTANCE, &mut levels);
-                (block.d, block.minimum) = (Half::from_f32(d), Half::from_f32(-minimum));
-            } else {
-                let (d, minimum) = search::span(15, x, &mut levels);
-                (block.d, block.minimum) = (Half::from_f32(d), Half::from_f32(minimum));
-            }
-            block.levels = nibbles::pack_4_bit(&levels);
-        }
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
+        let (d, minimum, levels) = block_of_32::fit_affine(15, weights, importance);
+        Self { d, minimum, levels: nibbles::pack_4_bit(&levels) }
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), 32);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(32)) {
-            let (d, minimum) = (block.d.to_f32(), block.minimum.to_f32());
-            for (weight, level) in weights.iter_mut().zip(block.unpacked()) {
-                *weight = f32::from(level) * d + minimum;
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        block_of_32::decode_affine(self.unpacked(), self.d.to_f32(), self.minimum.to_f32(), weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_1]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            let products = dot_levels(&w.unpacked(), &x.levels) as f32;
-            sum += (w.d.to_f32() * x.d.to_f32()) * products + w.minimum.to_f32() * x.sum.to_f32();
-        }
-        sum
+    fn dot_block(&self, x: &Q8_1) -> f32 {
+        block_of_32::dot_affine(&self.unpacked(), self.d.to_f32(), self.minimum.to_f32(), x)
     }
 }

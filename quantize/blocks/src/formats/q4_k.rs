@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
-use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::search::Trials;
 use crate::super_block::{self, Affine, Fitted, WEIGHTS};
 
@@ -57,42 +57,15 @@ impl BlockFormat for Q4_K {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        assert_importance(weights.len(), importance);
-        let (weights, _) = weights.as_chunks::<WEIGHTS>();
-        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
-            *block = Self::pack(&SHAPE.fit(x, importance_of_block(importance, index, WEIGHTS)));
-        }
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
+        Self::pack(&SHAPE.fit(super_block::whole(weights), importance.map(|it| it.columns)))
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
-            let (d, d_min) = (block.d.to_f32(), block.d_min.to_f32());
-            let levels = block.unpacked();
-            let groups = weights.chunks_exact_mut(SHAPE.group).zip(levels.chunks_exact(SHAPE.group));
-            for (index, (weights, levels)) in groups.enumerate() {
-                let (scale, minimum) = block.scale_and_minimum(index);
-                let (scale, minimum) = (d * f32::from(scale), d_min * f32::from(minimum));
-                for (weight, &level) in weights.iter_mut().zip(levels) {
-                    *weight = scale * f32::from(level) - minimum;
-                }
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        SHAPE.decode(&self.unpacked(), [self.d, self.d_min], |it| self.scale_and_minimum(it), weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            let scales: [i32; 8] = std::array::from_fn(|it| i32::from(w.scale_and_minimum(it).0));
-            let products = super_block::dot_groups(&w.unpacked(), &x.levels, &scales);
-            let minima: i32 = (x.sums.iter().enumerate())
-                .map(|(index, &sum)| i32::from(sum) * i32::from(w.scale_and_minimum(index * 16 / SHAPE.group).1))
-                .sum();
-            sum += w.d.to_f32() * x.d * products as f32 - w.d_min.to_f32() * x.d * minima as f32;
-        }
-        sum
+    fn dot_block(&self, x: &Q8_K) -> f32 {
+        SHAPE.dot(&self.unpacked(), [self.d, self.d_min], |it| self.scale_and_minimum(it), x)
     }
 }

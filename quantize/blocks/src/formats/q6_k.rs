@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
-use crate::block::{BlockFormat, Half, assert_fits, assert_importance, importance_of_block};
+use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::search::{self, GROUP_MAX_EPSILON, nearest};
 use crate::super_block::{self, WEIGHTS};
 
@@ -45,7 +45,7 @@ impl Q6_K {
         });
     }
 
-    fn encode_block(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
+    fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let mut levels = [0u8; WEIGHTS];
         let mut scales = [0.0f32; 16];
         for (index, (x, levels)) in x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).enumerate() {
@@ -74,36 +74,15 @@ impl BlockFormat for Q6_K {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
-    fn encode(weights: &[f32], importance: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        assert_importance(weights.len(), importance);
-        let (weights, _) = weights.as_chunks::<WEIGHTS>();
-        for (index, (x, block)) in weights.iter().zip(blocks).enumerate() {
-            *block = Self::encode_block(x, importance_of_block(importance, index, WEIGHTS));
-        }
+    fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
+        Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
     }
 
-    fn decode(blocks: &[Self], weights: &mut [f32]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(WEIGHTS)) {
-            let d = block.d.to_f32();
-            let levels = block.unpacked();
-            for (group, (weights, levels)) in weights.chunks_exact_mut(16).zip(levels.chunks_exact(16)).enumerate() {
-                let scale = d * f32::from(block.scales[group]);
-                for (weight, &level) in weights.iter_mut().zip(levels) {
-                    *weight = scale * f32::from(level);
-                }
-            }
-        }
+    fn decode_block(&self, weights: &mut [f32]) {
+        super_block::decode::<16>(&self.unpacked(), self.d, |it| self.scales[it], weights);
     }
 
-    fn dot(weights: &[Self], activations: &[Q8_K]) -> f32 {
-        assert_eq!(weights.len(), activations.len(), "rows of different length");
-        let mut sum = 0.0f32;
-        for (w, x) in weights.iter().zip(activations) {
-            let scales = w.scales.map(i32::from);
-            sum += w.d.to_f32() * x.d * super_block::dot_groups(&w.unpacked(), &x.levels, &scales) as f32;
-        }
-        sum
+    fn dot_block(&self, x: &Q8_K) -> f32 {
+        super_block::dot::<16>(&self.unpacked(), self.d, |it| self.scales[it], x)
     }
 }
