@@ -13,6 +13,7 @@ use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
 use fsq_model::{DecoderOptions, KvFormat, LoadedPolicy};
+use fsq_quantizer::Importance;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Outcome;
@@ -171,13 +172,46 @@ pub(crate) fn play_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
+    play_policy(&mut load(file, threads)?, plan, progress)
+}
+
+/// Plays a file's policy and says what its matrices read meanwhile.
+pub(crate) fn observe_file(
+    file: &Path,
+    plans: &[Plan],
+    threads: usize,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Importance> {
+    let mut policy = load(file, threads)?;
+    policy.decoder.observe();
+    let mut done = 0;
+    for plan in plans {
+        play_policy(&mut policy, plan, &mut |it| progress(done + it))?;
+        done += plan.episodes;
+    }
+    let sums = policy.decoder.observed();
+    let n_tokens = sums.values().map(|it| it.n_rows).max().unwrap_or(0);
+    Ok(Importance {
+        columns: sums.iter().map(|(tensor, sums)| (tensor.clone(), sums.mean_squares())).collect(),
+        n_tokens: u32::try_from(n_tokens).unwrap_or(u32::MAX),
+    })
+}
+
+fn load(file: &Path, threads: usize) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
     let options =
         DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: KvFormat::F16, max_sequences: 2 * BATCH };
-    let mut policy = LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())?;
+    LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())
+}
+
+fn play_policy(
+    policy: &mut LoadedPolicy,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
     match plan.world {
-        World::Countdown => play_in(&Countdown, &mut policy, plan, progress),
-        World::Dochop => play_in(&DocHop, &mut policy, plan, progress),
+        World::Countdown => play_in(&Countdown, policy, plan, progress),
+        World::Dochop => play_in(&DocHop, policy, plan, progress),
     }
 }
 

@@ -10,14 +10,14 @@ use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_environments::Split;
 use fsq_episodes::Format;
 use fsq_gguf::{Gguf, rewrite_metadata};
-use fsq_quantizer::{Mix, Plan as Allocation, Provenance, quantize};
+use fsq_quantizer::{Importance, Mix, Plan as Allocation, Provenance, quantize};
 use fsq_trainer::Recipe;
 use fsq_trainer::stages::fc_rl;
 use fsq_trainer::stages::run::StageRun;
 use fsq_trainer::stages::text::TextStep;
 
 use super::{ArmName, base};
-use crate::evaluate::{Plan, Played, World, forecasts, play_file, row};
+use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_file, row};
 use crate::failure::Outcome;
 use crate::gate::{gate_runs, judge_worlds, outcome_of, profile};
 use crate::progress::Progress;
@@ -39,13 +39,15 @@ pub(super) struct Sizes {
     test: usize,
     /// Episodes behind each recalibration map, in each world.
     calibration: usize,
+    /// Episodes behind the importance of each matrix's columns, in each world.
+    observed: usize,
 }
 
 impl Sizes {
     /// Enough for the demo's gates to decide.
-    pub(super) const FULL: Self = Self { test: 1000, calibration: 800 };
+    pub(super) const FULL: Self = Self { test: 1000, calibration: 800, observed: 200 };
     /// Enough to see that everything runs.
-    pub(super) const QUICK: Self = Self { test: 96, calibration: 60 };
+    pub(super) const QUICK: Self = Self { test: 96, calibration: 60, observed: 32 };
 }
 
 /// One run of the demo.
@@ -85,7 +87,9 @@ impl Demo<'_> {
             match stage {
                 Stage::FcRl => {}
                 // With a map of its own, so that what FC-RL adds to recalibration can be seen.
-                Stage::FeSft => rows.append(&mut self.judged_file(stage.title(), &from, &[], Mix::F16)?.rows(false)?),
+                Stage::FeSft => {
+                    rows.append(&mut self.judged_file(stage.title(), &Source::of(&from), Mix::F16)?.rows(false)?)
+                }
                 _ => rows.append(&mut self.rows_of(stage.title(), &from)?),
             }
         }
@@ -107,7 +111,7 @@ impl Demo<'_> {
 
     /// Rows of a checkpoint that does not foresee yet, played from its 16-bit file.
     fn rows_of(&self, policy: &str, checkpoint: &Checkpoint) -> anyhow::Result<Vec<Row>> {
-        let file = self.draft_file(policy, checkpoint, &[], Mix::F16)?;
+        let file = self.draft_file(policy, &Source::of(checkpoint), Mix::F16)?;
         let mut rows = Vec::new();
         for played in self.play_all(policy, &file, Split::Test, Format::Plain)? {
             rows.push(row(policy, &played, None, None));
@@ -116,23 +120,18 @@ impl Demo<'_> {
     }
 
     /// A file in the work folder, made unless it is there.
-    fn draft_file(
-        &self,
-        name: &str,
-        checkpoint: &Checkpoint,
-        adapters: &[Adapter],
-        mix: Mix,
-    ) -> anyhow::Result<PathBuf> {
+    fn draft_file(&self, name: &str, source: &Source<'_>, mix: Mix) -> anyhow::Result<PathBuf> {
         let path = self.arm_folder().join("work").join(format!("{name}-{}.gguf", mix.name()));
         if path.exists() {
             return Ok(path);
         }
         output::make_folder(&self.arm_folder().join("work"))?;
+        let Source { checkpoint, adapters, importance } = *source;
         self.progress.stage(format!("encode {name} as {}", mix.name()), checkpoint.dimensions.parameters() as u64);
-        let provenance = Provenance::of(concat!("fsq ", env!("CARGO_PKG_VERSION")), checkpoint, adapters, None)?;
+        let provenance = Provenance::of(concat!("fsq ", env!("CARGO_PKG_VERSION")), checkpoint, adapters, importance)?;
         let plan = Allocation { name: Some(NAME.into()), ..Allocation::new(mix) };
         let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
-        let encoded = quantize(checkpoint, adapters, &plan, None, &provenance, &path, &mut watch)?;
+        let encoded = quantize(checkpoint, adapters, &plan, importance, &provenance, &path, &mut watch)?;
         encoded.draft.publish()?;
         Ok(path)
     }
@@ -151,7 +150,7 @@ impl Demo<'_> {
                 continue;
             }
             self.progress.stage(format!("play {policy} in {} ({label})", world.name()), episodes as u64);
-            let plan = Plan { world, split, episodes, seed: TASKS_SEED, temperature: 0.0, format };
+            let plan = greedy_plan(world, split, episodes, format);
             let mut watch = |done: usize| self.progress.set(done as u64);
             let (played, _) = play_file(file, &plan, self.threads, &mut watch)?;
             output::write_whole(&kept, serde_json::to_string(&played)?.as_bytes())?;
@@ -166,11 +165,14 @@ impl Demo<'_> {
         let adapters = stages.iter().map(|it| Adapter::open(&self.stage_folder(*it).join("adapter")));
         let adapters: Vec<Adapter> = adapters.collect::<Result<_, _>>()?;
         let mut files = Files::default();
-        let reference = self.judged_file("FC-RL", &checkpoint, &adapters, Mix::F16)?;
+        let trained = Source { checkpoint: &checkpoint, adapters: &adapters, importance: None };
+        let reference = self.judged_file("FC-RL", &trained, Mix::F16)?;
         files.rows.append(&mut reference.rows(true)?);
+        let importance = self.importance(&reference.file)?;
+        let observed = Source { importance: Some(&importance), ..trained };
         let limits = profile("demo")?;
         for mix in FORMATS {
-            let candidate = self.judged_file(mix.name(), &checkpoint, &adapters, mix)?;
+            let candidate = self.judged_file(mix.name(), &observed, mix)?;
             files.rows.append(&mut candidate.rows(true)?);
             let reports = judge_worlds(
                 (&reference.test, Some(&reference.maps)),
@@ -192,14 +194,23 @@ impl Demo<'_> {
         Ok(files)
     }
 
-    fn judged_file(
-        &self,
-        name: &str,
-        checkpoint: &Checkpoint,
-        adapters: &[Adapter],
-        mix: Mix,
-    ) -> anyhow::Result<JudgedFile> {
-        let file = self.draft_file(name, checkpoint, adapters, mix)?;
+    /// What the matrices of a file read while it plays tasks that no gate sees, from the folder where it is already.
+    fn importance(&self, file: &Path) -> anyhow::Result<Importance> {
+        let path = self.arm_folder().join("work").join("importance.gguf");
+        if path.exists() {
+            return Ok(Importance::open(&path)?);
+        }
+        let plans = World::ALL.map(|it| greedy_plan(it, Split::Calibration, self.sizes.observed, Format::Foresight));
+        self.progress.stage("observe what matrices read", (plans.len() * self.sizes.observed) as u64);
+        let importance = observe_file(file, &plans, self.threads, &mut |done| self.progress.set(done as u64))?;
+        let names: Vec<String> = World::ALL.iter().map(|it| it.name().into()).collect();
+        importance.write(&path, &names)?.publish()?;
+        // As the file has it, so that a run that goes on encodes the same bytes.
+        Ok(Importance::open(&path)?)
+    }
+
+    fn judged_file(&self, name: &str, source: &Source<'_>, mix: Mix) -> anyhow::Result<JudgedFile> {
+        let file = self.draft_file(name, source, mix)?;
         let calibration = self.play_all(name, &file, Split::Calibration, Format::Foresight)?;
         let outcomes = calibration.iter().map(|it| (it.environment.clone(), forecasts(&it.records, None))).collect();
         let maps = RecalibrationMaps::fit(&outcomes)?;
@@ -236,6 +247,24 @@ fn rl_step(step: &fc_rl::RlStep) -> RlStep {
         adherence: Some(step.adherence),
         entropy: Some(step.entropy),
         alarms: step.alarms.clone(),
+    }
+}
+
+fn greedy_plan(world: World, split: Split, episodes: usize, format: Format) -> Plan {
+    Plan { world, split, episodes, seed: TASKS_SEED, temperature: 0.0, format }
+}
+
+/// What a file is made from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    adapters: &'a [Adapter],
+    importance: Option<&'a Importance>,
+}
+
+impl<'a> Source<'a> {
+    fn of(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint, adapters: &[], importance: None }
     }
 }
 

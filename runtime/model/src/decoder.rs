@@ -12,6 +12,7 @@ use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS,
 use crate::batch::{Batch, Rows};
 use crate::buffers::Buffers;
 use crate::experts::route;
+use crate::observe::{ColumnSums, Observer};
 use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
@@ -49,6 +50,8 @@ pub struct Decoder<B: Backend> {
     pages: Pages,
     cache: B::Cache,
     buffers: Buffers<B>,
+    /// There while what matrices read is observed.
+    observer: Option<Observer>,
 }
 
 impl Decoder<Cpu> {
@@ -85,6 +88,7 @@ impl<B: Backend> Decoder<B> {
             pages: Pages::new(n_pages),
             cache: backend.cache(shape)?,
             buffers: Buffers::new(&backend, &dimensions, 1, 1)?,
+            observer: None,
             backend,
             dimensions,
             options,
@@ -123,6 +127,18 @@ impl<B: Backend> Decoder<B> {
             }
         }
         Ok(())
+    }
+
+    /// From now on sums, by column, the squares of what each matrix reads; see [`Decoder::observed`].
+    ///
+    /// Behind the last attention only rows with logits are read, so there only those are seen.
+    pub fn observe(&mut self) {
+        self.observer = Some(Observer::default());
+    }
+
+    /// Ends [`Decoder::observe`]: the sums by the tensors' names in the file. Empty where nothing was observed.
+    pub fn observed(&mut self) -> BTreeMap<String, ColumnSums> {
+        self.observer.take().map(Observer::into_sums).unwrap_or_default()
     }
 
     /// Opens an empty sequence.
@@ -231,7 +247,7 @@ impl<B: Backend> Decoder<B> {
         let spans = batch.spans(claim);
         let slots = batch.slots(claim);
         for layer in 0..self.dimensions.n_layers {
-            self.attend(layer, batch, &spans, &slots);
+            self.attend(layer, batch, &spans, &slots)?;
             let is_last = layer + 1 == self.dimensions.n_layers;
             if is_last && n_logits == 0 {
                 return Ok(Vec::new());
@@ -239,6 +255,10 @@ impl<B: Backend> Decoder<B> {
             // Behind the last attention only the rows that logits are wanted of matter.
             let rows = if is_last { self.keep_logit_rows(batch) } else { batch.rows() };
             self.feed_forward(layer, &rows)?;
+        }
+        if let Some(observer) = &mut self.observer {
+            let tensor = if self.dimensions.tied { "token_embd.weight" } else { "output.weight" };
+            observer.see(tensor.into(), self.dimensions.hidden, &self.backend, (&self.buffers.normed, n_logits))?;
         }
         self.backend.matmul(self.weights.output(), &self.buffers.normed, n_logits, &mut self.buffers.logits);
         if let Some(cap) = self.dimensions.options.logit_cap {
@@ -250,13 +270,19 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// From `normed` to `attended`, the heads' outputs.
-    fn attend(&mut self, layer: usize, batch: &Batch<'_>, spans: &[Span<'_>], slots: &[Slot]) {
+    fn attend(
+        &mut self,
+        layer: usize,
+        batch: &Batch<'_>,
+        spans: &[Span<'_>],
+        slots: &[Slot],
+    ) -> Result<(), KernelError> {
         let Dimensions { n_heads, n_kv_heads, head_dim, architecture, .. } = self.dimensions;
         let window = self.dimensions.window(layer);
         let rows = batch.rows();
-        self.linear(layer, Linear::Q, &rows);
-        self.linear(layer, Linear::K, &rows);
-        self.linear(layer, Linear::V, &rows);
+        self.linear(layer, Linear::Q, &rows)?;
+        self.linear(layer, Linear::K, &rows)?;
+        self.linear(layer, Linear::V, &rows)?;
         let (backend, buffers) = (&self.backend, &mut self.buffers);
         if let Some([of_queries, of_keys]) = &self.weights.layers[layer].head_norms {
             // `attended` is as large as the queries and free until they attend.
@@ -275,13 +301,14 @@ impl<B: Backend> Decoder<B> {
         backend.store(&mut self.cache, layer, &buffers.keys, &buffers.values, slots);
         let attending = Attending { n_heads, scale: self.dimensions.attention_scale(), window };
         backend.attend(&self.cache, layer, &buffers.queries, attending, spans, &mut buffers.attended);
+        Ok(())
     }
 
     /// From `attended` to the next block's `normed`, by way of the residual stream.
     fn feed_forward(&mut self, layer: usize, rows: &Rows) -> Result<(), KernelError> {
         let (n, hidden, eps) = (rows.n, self.dimensions.hidden, self.dimensions.rms_eps);
         let activation = self.dimensions.architecture.description().activation;
-        self.linear(layer, Linear::O, rows);
+        self.linear(layer, Linear::O, rows)?;
         self.norm_delta(layer, 0, n);
         let norm = &self.weights.layers[layer].feed_forward_norm;
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
@@ -289,11 +316,11 @@ impl<B: Backend> Decoder<B> {
         match self.dimensions.options.experts {
             Some(experts) => self.ask_experts(layer, &experts, n)?,
             None => {
-                self.linear(layer, Linear::Gate, rows);
-                self.linear(layer, Linear::Up, rows);
+                self.linear(layer, Linear::Gate, rows)?;
+                self.linear(layer, Linear::Up, rows)?;
                 let Buffers { gate, up, .. } = &mut self.buffers;
                 open_gate(&self.backend, activation, gate, up, n * self.dimensions.intermediate);
-                self.linear(layer, Linear::Down, rows);
+                self.linear(layer, Linear::Down, rows)?;
             }
         }
         self.norm_delta(layer, 1, n);
@@ -332,6 +359,9 @@ impl<B: Backend> Decoder<B> {
             backend.matmul(of_gate, x, n_served, gate);
             backend.matmul(of_up, x, n_served, up);
             open_gate(backend, activation, gate, up, n_served * experts.intermediate);
+            if let Some(observer) = &mut self.observer {
+                observer.see_expert(&self.dimensions, layer, backend, (x, gate, n_served))?;
+            }
             backend.matmul(of_down, gate, n_served, contribution);
             backend.add_rows(contribution, &served.rows, &served.weights, hidden, delta);
         }
@@ -339,9 +369,12 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// One matrix, its bias, and what the rows' adapters add to it.
-    fn linear(&mut self, layer: usize, linear: Linear, rows: &Rows) {
+    fn linear(&mut self, layer: usize, linear: Linear, rows: &Rows) -> Result<(), KernelError> {
         let projection = self.weights.layers[layer].linear(linear);
         let (x, out) = self.buffers.ends(linear);
+        if let Some(observer) = &mut self.observer {
+            observer.see_linear(&self.dimensions, (layer, linear), &self.backend, (x, rows.n))?;
+        }
         self.backend.matmul(&projection.weight, x, rows.n, out);
         if let Some(bias) = &projection.bias {
             self.backend.add_bias(bias, rows.n, out);
@@ -352,6 +385,7 @@ impl<B: Backend> Decoder<B> {
                 self.backend.add_low_rank(update, x, tokens.clone(), out);
             }
         }
+        Ok(())
     }
 
     /// Moves the rows with logits to the front of the residual stream and of the heads' outputs.

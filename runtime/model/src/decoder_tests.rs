@@ -1,8 +1,12 @@
 //! The decoder against a naive forward pass in f64, and against itself under every way of cutting the work.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Dimensions, Linear, architecture};
+use fsq_kernels::Cpu;
 
 use crate::fixtures::{OPTIONS, TINY, Tensors, adapter, decoder, gguf, numbers, prompt, tensors};
 use crate::{
@@ -10,13 +14,22 @@ use crate::{
 };
 use crate::{Completion, Decode, Request, Sampling};
 
-/// Every position's logits by the textbook, one position and one head at a time.
-fn naive_forward(dimensions: &Dimensions, tensors: &Tensors, tokens: &[TokenId]) -> Vec<Vec<f64>> {
+/// Every position's logits by the textbook, one position and one head at a time; and by matrix, the squares of what it
+/// read, summed by column.
+fn naive_forward(
+    dimensions: &Dimensions,
+    tensors: &Tensors,
+    tokens: &[TokenId],
+) -> (Vec<Vec<f64>>, BTreeMap<String, Vec<f64>>) {
     let Dimensions { hidden, n_heads, n_kv_heads, head_dim, n_layers, vocab, .. } = *dimensions;
     let row = |name: &str, index: usize| -> Vec<f64> {
         tensors[name][index * hidden..(index + 1) * hidden].iter().map(|it| f64::from(*it)).collect()
     };
+    let observed: RefCell<BTreeMap<String, Vec<f64>>> = RefCell::default();
     let matmul = |name: &str, x: &[f64]| -> Vec<f64> {
+        let mut observed = observed.borrow_mut();
+        let sums = observed.entry(name.to_string()).or_insert_with(|| vec![0.0; x.len()]);
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
         let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum();
         tensors[name].chunks(x.len()).map(dot).collect()
     };
@@ -74,7 +87,7 @@ fn naive_forward(dimensions: &Dimensions, tensors: &Tensors, tokens: &[TokenId])
     let output = if dimensions.tied { "token_embd.weight" } else { "output.weight" };
     let logits: Vec<_> = stream.iter().map(|it| matmul(output, &norm("output_norm.weight", it))).collect();
     assert_eq!(logits[0].len(), vocab);
-    logits
+    (logits, observed.into_inner())
 }
 
 /// Logits of all positions of one sequence in one pass: `[tokens, vocab]`.
@@ -113,7 +126,7 @@ fn equals_the_naive_forward_pass() {
     ] {
         let tokens = prompt(1, 45);
         let weights = decoded(&TINY, &tensors(&TINY), format);
-        let expected = naive_forward(&TINY, &weights, &tokens).concat();
+        let expected = naive_forward(&TINY, &weights, &tokens).0.concat();
         let found = all_logits(&mut decoder(format), &tokens, None);
         let nmse = nmse(&expected, &found);
         assert!(nmse < tolerance, "{}: nmse {nmse:e}", format.name());
@@ -125,7 +138,7 @@ fn an_output_matrix_of_its_own_is_used() {
     let dimensions = Dimensions { tied: false, ..TINY };
     let weights = tensors(&dimensions);
     let mut decoder = Decoder::load(&gguf(&dimensions, &weights, Format::F32), OPTIONS).unwrap();
-    let expected = naive_forward(&dimensions, &weights, &prompt(2, 9)).concat();
+    let expected = naive_forward(&dimensions, &weights, &prompt(2, 9)).0.concat();
     assert!(nmse(&expected, &all_logits(&mut decoder, &prompt(2, 9), None)) < 1e-6);
 }
 
@@ -207,11 +220,11 @@ fn adapters_at_run_time_equal_merged_weights_even_in_one_batch() {
     let step = |at: usize| Step { sequence: sequences[at], tokens: &tokens, logits: logits_for[at], adapter: ids[at] };
     let logits = decoder.forward(&[step(0), step(1), step(2), step(3)]).unwrap();
     for (at, tensors) in [(0, merged(&base, &adapters[0])), (2, merged(&base, &adapters[1]))] {
-        let expected = naive_forward(&TINY, &tensors, &tokens).concat();
+        let expected = naive_forward(&TINY, &tensors, &tokens).0.concat();
         let nmse = nmse(&expected, logits.rows(at));
         assert!(nmse < 1e-6, "{nmse:e}");
     }
-    let plain = naive_forward(&TINY, &base, &tokens);
+    let plain = naive_forward(&TINY, &base, &tokens).0;
     assert!(nmse(&plain[39], logits.last(1)) < 1e-6);
     assert_eq!(logits.last(3), logits.last(0));
     assert!(nmse(&plain[39], logits.last(0)) > 1e-3, "the adapter does something");
@@ -338,5 +351,32 @@ fn hostile_metadata_is_refused_by_name() {
         }
         let error = Decoder::load(&gguf(&dimensions, &weights, Format::F32), OPTIONS).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn what_matrices_read_is_summed_by_column() {
+    for tied in [true, false] {
+        let dimensions = Dimensions { tied, ..TINY };
+        let tensors = tensors(&dimensions);
+        let tokens = prompt(9, 11);
+        let expected = naive_forward(&dimensions, &tensors, &tokens).1;
+        let mut decoder: Decoder<Cpu> = Decoder::load(&gguf(&dimensions, &tensors, Format::F32), OPTIONS).unwrap();
+        assert!(decoder.observed().is_empty());
+        decoder.observe();
+        let sequence = decoder.open_sequence();
+        for tokens in [&tokens[..4], &tokens[4..]] {
+            let step = Step { sequence, tokens, adapter: None, logits: LogitsFor::All };
+            decoder.forward(&[step]).unwrap();
+        }
+        let found = decoder.observed();
+        assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
+        for (name, sums) in &found {
+            assert_eq!(sums.n_rows, tokens.len() as u64, "{name}");
+            let apart: f64 = sums.squares.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs()).sum();
+            assert!(apart < 1e-3 * expected[name].iter().sum::<f64>(), "{name}: {apart}");
+            assert_eq!(sums.mean_squares()[0], (sums.squares[0] / 11.0) as f32);
+        }
+        assert!(decoder.observed().is_empty());
     }
 }
