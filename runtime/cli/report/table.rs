@@ -4,7 +4,7 @@ use super::record::{Arm, DemoReport, Measured, Row};
 use crate::output::bytes_text;
 
 /// Wide enough for all but the oddest cells, which push the rest of their line to the right.
-const WIDTHS: [usize; 9] = [8, 12, 12, 12, 12, 13, 16, 13, 12];
+const WIDTHS: [usize; 9] = [8, 12, 10, 10, 10, 21, 16, 13, 11];
 
 /// The table. Shares are in percent, gaps in points; brackets hold 95 % intervals.
 pub(crate) fn table(report: &DemoReport) -> String {
@@ -38,7 +38,7 @@ fn block(arm: &Arm, environment: &str, name_arm: bool) -> String {
         if let Some(estimate) = &row.estimate {
             let mut cells = [const { String::new() }; 9];
             cells[0] = "  + map".into();
-            cells[5] = estimate.brier.map_or_else(dash, |it| format!("{:.3}", it.value));
+            cells[5] = brier(estimate.brier);
             cells[6] = decimals(estimate.brier_skill, true);
             cells[7] = decimals(estimate.auroc, false);
             cells[8] = points(estimate.signed_gap);
@@ -54,11 +54,9 @@ fn block(arm: &Arm, environment: &str, name_arm: bool) -> String {
 }
 
 fn cells(row: &Row) -> [String; 9] {
-    let brier = match (row.brier, row.brier_constant) {
-        (Some(brier), Some(constant)) => format!("{:.3} ({constant:.3})", brier.value),
-        (Some(brier), None) => format!("{:.3}", brier.value),
-        (None, Some(constant)) => format!("– ({constant:.3})"),
-        (None, None) => dash(),
+    let brier = match row.brier_constant {
+        Some(constant) => format!("{} ({})", brier(row.brier), without_zero(format!("{constant:.3}"))),
+        None => brier(row.brier),
     };
     [
         row.policy.clone(),
@@ -100,9 +98,21 @@ fn points(measured: Option<Measured>) -> String {
     measured.map_or_else(dash, cell)
 }
 
+/// `.342 [.32,.36]`
+fn brier(measured: Option<Measured>) -> String {
+    let short = |it: f64| without_zero(format!("{it:.2}"));
+    let value = |it: f64| without_zero(format!("{it:.3}"));
+    measured.map_or_else(dash, |it| format!("{} [{},{}]", value(it.value), short(it.low), short(it.high)))
+}
+
+/// `.71` of `0.71`, `-.71` of `-0.71`.
+fn without_zero(number: String) -> String {
+    if number.trim_start_matches('-').starts_with("0.") { number.replacen("0.", ".", 1) } else { number }
+}
+
 /// `.71 [.67,.75]`
 fn decimals(measured: Option<Measured>, signed: bool) -> String {
-    let short = |it: f64| format!("{it:.2}").replacen("0.", ".", 1);
+    let short = |it: f64| without_zero(format!("{it:.2}"));
     let sign = |it: f64| if signed && it >= 0.0 { "+" } else { "" };
     let cell = |it: Measured| format!("{}{} [{},{}]", sign(it.value), short(it.value), short(it.low), short(it.high));
     measured.map_or_else(dash, cell)
