@@ -14,6 +14,19 @@ use crate::{
 };
 use crate::{Completion, Decode, Request, Sampling};
 
+/// Turns the heads of one position.
+fn turn(x: &mut [f64], position: usize, dimensions: &Dimensions) {
+    let head_dim = dimensions.head_dim;
+    for head in x.chunks_mut(head_dim) {
+        for (pair, two) in head.chunks_mut(2).enumerate() {
+            let turn = position as f64 * f64::from(dimensions.rope_theta).powf(-2.0 * pair as f64 / head_dim as f64);
+            let (a, b) = (two[0], two[1]);
+            two[0] = a * turn.cos() - b * turn.sin();
+            two[1] = a * turn.sin() + b * turn.cos();
+        }
+    }
+}
+
 /// Every position's logits by the textbook, one position and one head at a time; and by matrix, the squares of what it
 /// read, summed by column.
 fn naive_forward(
@@ -38,17 +51,6 @@ fn naive_forward(
         let scale = 1.0 / (mean + f64::from(dimensions.rms_eps)).sqrt();
         x.iter().zip(&tensors[name]).map(|(x, w)| x * scale * f64::from(*w)).collect()
     };
-    let rope = |x: &mut [f64], position: usize| {
-        for head in x.chunks_mut(head_dim) {
-            for (pair, two) in head.chunks_mut(2).enumerate() {
-                let turn =
-                    position as f64 * f64::from(dimensions.rope_theta).powf(-2.0 * pair as f64 / head_dim as f64);
-                let (a, b) = (two[0], two[1]);
-                two[0] = a * turn.cos() - b * turn.sin();
-                two[1] = a * turn.sin() + b * turn.cos();
-            }
-        }
-    };
     let mut stream: Vec<Vec<f64>> = tokens.iter().map(|it| row("token_embd.weight", *it as usize)).collect();
     for layer in 0..n_layers {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
@@ -57,8 +59,8 @@ fn naive_forward(
             let normed = norm(&name("attn_norm"), x);
             let mut query = matmul(&name("attn_q"), &normed);
             let mut key = matmul(&name("attn_k"), &normed);
-            rope(&mut query, position);
-            rope(&mut key, position);
+            turn(&mut query, position, dimensions);
+            turn(&mut key, position, dimensions);
             keys.push(key);
             values.push(matmul(&name("attn_v"), &normed));
             let mut heads = vec![0.0; n_heads * head_dim];
