@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use bytemuck::{Pod, Zeroable};
@@ -135,6 +137,10 @@ enum Set {
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonMixed(neon::Neon<true>),
 }
 
 impl Choice {
@@ -149,6 +155,15 @@ impl Choice {
                 return Self(Set::Avx2(isa));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if let Some(isa) = neon::Neon::<true>::detect() {
+                return Self(Set::NeonMixed(isa));
+            }
+            if let Some(isa) = neon::Neon::<false>::detect() {
+                return Self(Set::Neon(isa));
+            }
+        }
         Self(Set::Scalar)
     }
 
@@ -161,6 +176,11 @@ impl Choice {
             sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx2(it))));
             sets.extend(avx512::Avx512::detect().map(|it| Self(Set::Avx512(it))));
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            sets.extend(neon::Neon::<false>::detect().map(|it| Self(Set::Neon(it))));
+            sets.extend(neon::Neon::<true>::detect().map(|it| Self(Set::NeonMixed(it))));
+        }
         sets
     }
 
@@ -172,6 +192,10 @@ impl Choice {
             Set::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon(_) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonMixed(_) => "neon-i8mm",
         }
     }
 }
@@ -185,6 +209,10 @@ pub(crate) fn dispatch<K: Kernel>(choice: Choice, kernel: K) -> K::Output {
         Set::Avx2(isa) => isa.run(kernel),
         #[cfg(target_arch = "x86_64")]
         Set::Avx512(isa) => isa.run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Set::Neon(isa) => isa.run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Set::NeonMixed(isa) => isa.run(kernel),
     }
 }
 
@@ -249,6 +277,14 @@ mod tests {
             isa.store(isa.load_f16(&std::array::from_fn(|it| it as u16 * 2000)), &mut self.2[4]);
             isa.store(isa.load_bf16(&std::array::from_fn(|it| it as u16 * 1021)), &mut self.2[5]);
         }
+    }
+
+    /// Emulators and machines of today have both; a test that ran on the scalar set alone would prove nothing.
+    #[test]
+    #[cfg(target_arch = "aarch64")]
+    fn both_neon_sets_are_there() {
+        let names: Vec<_> = Choice::available().into_iter().map(Choice::name).collect();
+        assert_eq!(names, ["scalar", "neon-dotprod", "neon-i8mm"]);
     }
 
     #[test]
