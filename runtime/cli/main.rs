@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod devices;
@@ -79,6 +80,8 @@ enum Command {
     Run(run::RunArguments),
     /// Logits of given token ids, to a safetensors file
     Logits(logits::LogitsArguments),
+    /// How far two files are apart: KL divergence, perplexity, most probable tokens, stated probabilities
+    Compare(compare::CompareArguments),
     /// What is in a GGUF file
     Inspect(inspect::InspectArguments),
     /// Merge adapters into a checkpoint and write GGUF files
@@ -141,6 +144,7 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
     match &arguments.command {
         Command::Run(it) => run::execute(globals, it),
         Command::Logits(it) => logits::execute(globals, it),
+        Command::Compare(it) => compare::execute(globals, it),
         Command::Inspect(it) => inspect::execute(globals, it),
         Command::Quantize(it) => quantize::execute(globals, it),
         Command::Bench(it) => bench::execute(globals, it),

@@ -5,6 +5,7 @@
 mod architectures;
 mod arrows;
 mod cli;
+mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod docs;
