@@ -4,6 +4,8 @@
 
 mod architectures;
 mod arrows;
+#[cfg(feature = "serve")]
+mod chat;
 mod cli;
 mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
