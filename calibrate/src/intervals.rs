@@ -110,7 +110,7 @@ pub fn percentile(values: &mut [f64], resamples: usize, confidence: f64) -> Opti
 }
 
 /// The quantile of sorted values, linear between neighbours; `sorted` must not be empty.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let position = share.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
     let below = position.floor() as usize;
     let above = (below + 1).min(sorted.len() - 1);

@@ -2,6 +2,9 @@
 
 mod bench;
 mod calibrate;
+#[cfg(feature = "serve")]
+mod chat;
+mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod devices;
@@ -20,6 +23,7 @@ mod progress;
 mod quantize;
 mod report;
 mod run;
+mod sampling;
 mod serve;
 #[cfg(feature = "train")]
 mod train;
@@ -77,8 +81,13 @@ enum Device {
 enum Command {
     /// Generate from a GGUF file in the terminal
     Run(run::RunArguments),
+    /// A conversation with a GGUF file in the terminal
+    #[cfg(feature = "serve")]
+    Chat(chat::ChatArguments),
     /// Logits of given token ids, to a safetensors file
     Logits(logits::LogitsArguments),
+    /// How far two files are apart: KL divergence, perplexity, most probable tokens, stated probabilities
+    Compare(compare::CompareArguments),
     /// What is in a GGUF file
     Inspect(inspect::InspectArguments),
     /// Merge adapters into a checkpoint and write GGUF files
@@ -140,7 +149,10 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
     rayon::ThreadPoolBuilder::new().num_threads(globals.threads()).build_global()?;
     match &arguments.command {
         Command::Run(it) => run::execute(globals, it),
+        #[cfg(feature = "serve")]
+        Command::Chat(it) => chat::execute(globals, it),
         Command::Logits(it) => logits::execute(globals, it),
+        Command::Compare(it) => compare::execute(globals, it),
         Command::Inspect(it) => inspect::execute(globals, it),
         Command::Quantize(it) => quantize::execute(globals, it),
         Command::Bench(it) => bench::execute(globals, it),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -24,23 +24,50 @@ pub(crate) fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
 /// # Errors
 /// Names the file. Nothing is left behind then.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".fsq-").suffix(".draft");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any program makes a file; the user's mask takes from it.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    let mut draft = Draft::new(path)?;
+    draft.write(bytes)?;
+    draft.publish()
+}
+
+/// A file under a temporary name beside its real one; dropped, it is gone. Every error names the real file.
+pub(crate) struct Draft<'a> {
+    path: &'a Path,
+    file: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(path: &'a Path) -> anyhow::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".fsq-").suffix(".draft");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any program makes a file; the user's mask takes from it.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder_of(path)).with_context(|| path.display().to_string())?;
+        Ok(Self { path, file: BufWriter::new(file) })
     }
-    let write = || {
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|it| it.error)?;
-        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
-    };
-    write().with_context(|| path.display().to_string())
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.file.write_all(bytes).with_context(|| self.path.display().to_string())
+    }
+
+    /// Syncs the file and gives it its real name.
+    pub(crate) fn publish(self) -> anyhow::Result<()> {
+        let Self { path, file } = self;
+        let publish = || {
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            file.persist(path).map_err(|it| it.error)?;
+            if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+        };
+        publish().with_context(|| path.display().to_string())
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a folder and those above it.

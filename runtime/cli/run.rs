@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use fsq_kernels::Cpu;
 use fsq_model::{
-    Decoder, Engine, EngineEvent, EngineOptions, Finish, Request, Sampling, Special, TextStream, TokenId, Tokenizer,
+    Decoder, Engine, EngineEvent, EngineOptions, Finish, Request, Special, TextStream, TokenId, Tokenizer,
 };
 use serde::Serialize;
 
 use crate::failure::{Outcome, Refusal};
+use crate::sampling::SamplingArguments;
 use crate::{Globals, output, policy};
 
 /// Tokens of one forward pass while the prompt is read in.
@@ -30,23 +31,14 @@ pub(crate) struct RunArguments {
     #[arg(short = 'n', long = "max-tokens", value_name = "N", default_value_t = 128)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     n: u32,
-    /// 0 takes the most probable token each time
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
-    temperature: f32,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// An adapter in PEFT layout, applied while running
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Go on after tokens that end a text
     #[arg(long)]
     ignore_eos: bool,
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    let temperature = text.parse::<f32>().ok().filter(|it| (0.0..=100.0).contains(it));
-    temperature.ok_or_else(|| "expected a number from 0 to 100".into())
 }
 
 /// What `--json` prints. The shape is stable.
@@ -71,9 +63,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Re
     let n = arguments.n as usize;
     let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n))?;
     drop(gguf);
-    let mut sampling = Sampling::greedy();
-    (sampling.temperature, sampling.seed) = (arguments.temperature, arguments.seed);
-    let mut request = Request::new(prompt, n, sampling);
+    let mut request = Request::new(prompt, n, arguments.sampling.of_answer(0));
     if !arguments.ignore_eos {
         request.stop = tokenizer.ends().to_vec();
     }

@@ -24,10 +24,10 @@ pub(crate) struct ServeArguments {
     sequences: u16,
 }
 
-#[cfg(feature = "serve")]
-pub(crate) use enabled::execute;
 #[cfg(all(feature = "serve", feature = "train"))]
 pub(crate) use enabled::start;
+#[cfg(feature = "serve")]
+pub(crate) use enabled::{execute, policy};
 
 /// Says how to get a build that serves.
 #[cfg(not(feature = "serve"))]
@@ -97,7 +97,7 @@ mod enabled {
     }
 
     /// A policy as the server takes it, with everything that its file says of it.
-    fn policy(
+    pub(crate) fn policy(
         threads: usize,
         gguf: &Gguf,
         context_tokens: usize,

@@ -19,6 +19,10 @@ fn file() -> String {
     fixture().join("tiny-f32.gguf").to_str().unwrap().to_owned()
 }
 
+/// Roles in plain letters, since the tokenizer has no tokens for them.
+const CHAT_TEMPLATE: &str = "{% for message in messages %}<|bos|>{{ message.role }}: {{ message.content }}<|end|>\
+     {% endfor %}<|bos|>assistant: ";
+
 /// A small random policy whose tokenizer has a token for each byte, so that it can write any text.
 fn write_checkpoint(path: &Path) {
     let dimensions = Dimensions {
@@ -30,7 +34,7 @@ fn write_checkpoint(path: &Path) {
         n_kv_heads: 2,
         head_dim: 16,
         vocab: 258,
-        context: 128,
+        context: 1 << 16,
         rms_eps: 1e-5,
         rope_theta: 10_000.0,
         tied: true,
@@ -55,7 +59,7 @@ fn write_checkpoint(path: &Path) {
         config: "".into(),
         weights: (&[] as &[u8]).into(),
         tokenizer: tokenizer.to_string().into(),
-        chat_template: None,
+        chat_template: Some(CHAT_TEMPLATE.into()),
     };
     let tensors: Vec<NamedTensor<'_>> = tensor_names(&dimensions)
         .into_iter()
@@ -69,7 +73,7 @@ fn write_checkpoint(path: &Path) {
 }
 
 /// Quantizes a small policy to files named `tiny-...`, and returns the report.
-fn write_files(folder: &Path, formats: &str) -> Value {
+pub(crate) fn write_files(folder: &Path, formats: &str) -> Value {
     let checkpoint = folder.join("checkpoint");
     write_checkpoint(&checkpoint);
     let out = folder.join("out");
@@ -81,7 +85,7 @@ fn every_command_explains_itself() {
     let help = fsq(&["--help"]);
     assert!(help.status.success());
     let help = String::from_utf8(help.stdout).unwrap();
-    for command in ["run", "logits", "inspect", "quantize", "calibrate", "serve", "devices", "report"] {
+    for command in ["run", "logits", "compare", "inspect", "quantize", "calibrate", "serve", "devices", "report"] {
         assert!(help.contains(&format!("  {command}")), "{command}\n{help}");
         let own = fsq(&[command, "--help"]);
         assert!(own.status.success() && !own.stdout.is_empty(), "{command}");

@@ -4,7 +4,10 @@
 
 mod architectures;
 mod arrows;
+#[cfg(feature = "serve")]
+mod chat;
 mod cli;
+mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod docs;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 mod alarms;
+mod divergence;
 mod fixture;
 mod foresight;
 mod gates;

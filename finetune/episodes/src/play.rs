@@ -10,8 +10,6 @@ use fsq_model::{
 
 use crate::{Episode, EpisodeError, Format, GridAnswers, PlayedStep, Protocol};
 
-/// The adapter that episodes run under.
-pub(crate) type AdapterChoice = Option<AdapterId>;
 /// Tokens of one forward pass while prompts are read in.
 const BATCH_TOKENS: usize = 1024;
 

@@ -2,10 +2,8 @@
 
 use fsq_calibrate::foresight::CONTINUATIONS;
 use fsq_calibrate::stated::StatedDistribution;
-use fsq_model::{Decode, LogitsFor, ModelError, SequenceId, Special, Step, TokenId, Tokenizer};
+use fsq_model::{AdapterId, Decode, LogitsFor, ModelError, SequenceId, Special, Step, TokenId, Tokenizer};
 use fsq_model::{log_softmax, score_continuations};
-
-use crate::play::AdapterChoice;
 
 /// The grid answers in a policy's own tokens.
 pub struct GridAnswers {
@@ -45,11 +43,11 @@ impl GridAnswers {
     ///
     /// # Errors
     /// When the runtime refuses.
-    pub(crate) fn read<D: Decode>(
+    pub fn read<D: Decode>(
         &self,
         decoder: &mut D,
         places: &[(SequenceId, usize)],
-        adapter: AdapterChoice,
+        adapter: Option<AdapterId>,
     ) -> Result<Vec<Option<StatedDistribution>>, ModelError> {
         let mut forks = Vec::with_capacity(places.len());
         let mut last = Vec::with_capacity(places.len());

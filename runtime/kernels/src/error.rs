@@ -1,7 +1,5 @@
 //! What can go wrong in a kernel or on a device. Wrong shapes between parts of this project are bugs and panic.
 
-use crate::float_gemm::Strides;
-
 /// A failure of a backend, or an operand that does not fit its stated shape.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -16,7 +14,7 @@ pub enum KernelError {
         /// Columns of the stated shape.
         columns: usize,
         /// Elements between rows and between columns.
-        strides: Strides,
+        strides: (usize, usize),
         /// Elements in the slice.
         len: usize,
     },

@@ -5,6 +5,7 @@ mod backend;
 #[allow(clippy::needless_range_loop, reason = "kernels step through several arrays of lanes by one index")]
 mod cpu;
 mod error;
+#[cfg(feature = "gemm")]
 mod float_gemm;
 
 pub use backend::{
@@ -12,4 +13,5 @@ pub use backend::{
 };
 pub use cpu::{Cpu, CpuBuffer, CpuCache, CpuMatrix, exp_shifted};
 pub use error::KernelError;
+#[cfg(feature = "gemm")]
 pub use float_gemm::{Strides, gemm_f32, gemm_f32_into};

@@ -9,7 +9,7 @@ use fsq_gguf::{Draft, Gguf, Metadata, TensorSpec};
 use fsq_kernels::Cpu;
 
 use crate::tokenizer::char_of_byte;
-use crate::{Decoder, DecoderOptions, KvFormat};
+use crate::{Decoder, DecoderOptions, KvFormat, Tokenizer};
 
 /// Two layers, grouped queries, and a hidden size that k-quants can hold.
 pub(crate) const TINY: Dimensions = Dimensions {
@@ -145,4 +145,25 @@ pub(crate) fn decoder(format: Format) -> Decoder<Cpu> {
 /// A prompt of so many tokens.
 pub(crate) fn prompt(seed: u64, n: usize) -> Vec<u32> {
     numbers(seed + 77, n).iter().map(|it| ((it + 1.0) * 140.0) as u32).collect()
+}
+
+/// A tokenizer with a token for each byte, and control tokens after them.
+pub(crate) fn byte_tokenizer(control: &[&str]) -> Tokenizer {
+    let added: Vec<_> = (256..)
+        .zip(control)
+        .map(|(id, content)| {
+            serde_json::json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let vocab: serde_json::Map<_, _> =
+        (0..=255u8).map(|it| (char_of_byte(it).to_string(), u32::from(it).into())).collect();
+    let byte_level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": true});
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    Tokenizer::from_json(&file.to_string()).unwrap()
 }

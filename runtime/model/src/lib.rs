@@ -29,7 +29,7 @@ mod engine_tests;
 #[cfg(test)]
 mod fixtures;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, Turn};
 pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
 pub use decoder::{Decoder, DecoderOptions, KvFormat};

@@ -13,7 +13,7 @@ const PAGES_PER_CONTINUATION: usize = 2;
 
 /// The grid answers in a policy's own tokens.
 #[derive(Debug)]
-pub(crate) struct GridAnswers {
+pub struct GridAnswers {
     /// Up to and including the closing tag: `5` alone would also begin `55`.
     answers: Vec<Vec<TokenId>>,
     /// The numbers alone, where each is one token of its own: then one row of logits says all.
@@ -21,7 +21,8 @@ pub(crate) struct GridAnswers {
 }
 
 impl GridAnswers {
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Self {
+    /// Encodes the 21 answers.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
         let closing = Field::Confidence.closing();
         let of_number = |it: &&str| {
             let number = tokenizer.encode(it.strip_suffix(closing).unwrap_or(it), Special::Parse);
@@ -39,7 +40,7 @@ impl GridAnswers {
     ///
     /// # Errors
     /// When the runtime refuses.
-    pub(crate) fn read<D: Decode>(
+    pub fn read<D: Decode>(
         &self,
         decoder: &mut D,
         tokenizer: &Tokenizer,

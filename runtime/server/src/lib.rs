@@ -36,5 +36,6 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use confidence::GridAnswers;
 pub use error::ServerError;
 pub use server::{GateFacts, Limits, Options, Policy, PolicyFacts, Server};

@@ -1,11 +1,7 @@
-//! Messages to tokens, so that no message's text can end its turn or begin another.
-//!
-//! The chat template sees a mark in place of each text. What the template itself wrote may hold control tokens;
-//! the texts are encoded apart and put where their marks stand. A user's text is only ever text; what the policy
-//! said earlier may hold the tags of foresight, and nothing else.
+//! Messages of a request, and their tokens: no message's text can end its turn or begin another.
 
 use fsq_calibrate::foresight::TAGS;
-use fsq_model::{ChatTemplate, Message, Special, TokenId, Tokenizer};
+use fsq_model::{ChatTemplate, ModelError, Part, Special, TokenId, Tokenizer};
 use serde_json::Value;
 
 use crate::fields::Fields;
@@ -15,10 +11,6 @@ use crate::refusal::Refusal;
 const MESSAGES_MAX: usize = 512;
 /// Parts that one message's content may be split into.
 const PARTS_MAX: usize = 64;
-
-/// Private-use characters around the number of a text; a template that holds them itself is refused.
-const MARK_START: char = '\u{E000}';
-const MARK_END: char = '\u{E001}';
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,55 +94,46 @@ fn joined_parts(path: &str, parts: Vec<Value>) -> Result<String, Refusal> {
     Ok(text)
 }
 
-/// The tokens of a chat up to where the policy's answer begins.
+/// The tokens of a chat up to where the policy's answer begins. A user's text is only ever text; what the policy said
+/// earlier may hold the tags of foresight, and nothing else.
 pub(crate) fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     turns: &[Turn],
 ) -> Result<Vec<TokenId>, Refusal> {
-    let marked = |(index, turn): (usize, &Turn)| {
-        // An empty text stays empty, so that a template can still ask whether there is one.
-        let mark = if turn.content.is_empty() { String::new() } else { format!("{MARK_START}{index}{MARK_END}") };
-        Message::new(turn.role.name(), mark)
-    };
-    let messages: Vec<Message> = turns.iter().enumerate().map(marked).collect();
-    let broken = |reason: String| Refusal::invalid("chat_template", reason).about("messages");
-    let rendered = template.render(&messages, true).map_err(|it| broken(it.to_string()))?;
-    let mut tokens = Vec::new();
-    let mut pieces = rendered.split(MARK_START);
-    tokens.extend(tokenizer.encode(pieces.next().unwrap_or_default(), Special::Parse));
-    for piece in pieces {
-        let turn = piece.split_once(MARK_END).and_then(|(index, rest)| {
-            let turn = turns.get(index.parse::<usize>().ok()?)?;
-            Some((turn, rest))
-        });
-        let (turn, literal) =
-            turn.ok_or_else(|| broken("chat template: it takes the texts of messages apart".to_string()))?;
-        tokens.extend(match turn.role {
-            Role::Assistant => encode_tagged(tokenizer, &turn.content),
-            Role::System | Role::User => tokenizer.encode(&turn.content, Special::Escape),
-        });
-        tokens.extend(tokenizer.encode(literal, Special::Parse));
+    let turns: Vec<fsq_model::Turn<'_>> = turns.iter().map(|it| it.ready(tokenizer)).collect();
+    let broken = |it: ModelError| Refusal::invalid("chat_template", it.to_string()).about("messages");
+    template.encode(tokenizer, &turns).map_err(broken)
+}
+
+impl Turn {
+    fn ready(&self, tokenizer: &Tokenizer) -> fsq_model::Turn<'_> {
+        let said = match self.role {
+            _ if self.content.is_empty() => Vec::new(),
+            Role::Assistant => tagged(tokenizer, &self.content),
+            Role::System | Role::User => vec![Part::Text(&self.content, Special::Escape)],
+        };
+        fsq_model::Turn { role: self.role.name(), said }
     }
-    if tokens.is_empty() {
-        return Err(broken("chat template: it renders to nothing".to_string()));
-    }
-    Ok(tokens)
 }
 
 /// The tokens of what a policy said: the tags of foresight are tags, everything else is only text.
 pub(crate) fn encode_tagged(tokenizer: &Tokenizer, text: &str) -> Vec<TokenId> {
+    tokenizer.encode_parts(&tagged(tokenizer, text))
+}
+
+fn tagged<'a>(tokenizer: &Tokenizer, text: &'a str) -> Vec<Part<'a>> {
     let tags: Vec<(&str, TokenId)> =
         TAGS.iter().filter_map(|tag| tokenizer.token_id(tag).map(|id| (*tag, id))).collect();
-    let mut tokens = Vec::new();
+    let mut parts = Vec::new();
     let mut rest = text;
     loop {
         let next = tags.iter().filter_map(|(tag, id)| rest.find(tag).map(|at| (at, *tag, *id))).min();
         let Some((at, tag, id)) = next else { break };
-        tokens.extend(tokenizer.encode(&rest[..at], Special::Escape));
-        tokens.push(id);
+        parts.push(Part::Text(&rest[..at], Special::Escape));
+        parts.push(Part::Token(id));
         rest = &rest[at + tag.len()..];
     }
-    tokens.extend(tokenizer.encode(rest, Special::Escape));
-    tokens
+    parts.push(Part::Text(rest, Special::Escape));
+    parts
 }

@@ -1,9 +1,10 @@
-//! Renders messages with a policy's own chat template (Jinja). Knows no tokens.
+//! Renders messages with a policy's own chat template (Jinja). Only `turns` knows of tokens.
 //!
 //! Templates come from files, so they run on a budget and see nothing but their arguments and the time. What they
 //! may call is what transformers gives them (`utils/chat_template_utils.py`).
 
 mod python;
+mod turns;
 
 use std::time::SystemTime;
 
@@ -13,6 +14,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
+
+pub use turns::Turn;
 
 /// Instructions that one rendering may run; a long chat needs a few thousand.
 const FUEL: u64 = 5_000_000;
