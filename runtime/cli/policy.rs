@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use clap::ValueEnum;
 use fsq_checkpoint::Adapter;
 use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
@@ -13,6 +14,26 @@ use crate::failure::Refusal;
 
 /// The place of the one adapter that a command can name.
 pub(crate) const ADAPTER: AdapterId = AdapterId(0);
+
+/// How keys and values are stored, by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    /// Half floats
+    #[default]
+    F16,
+    /// 8 bits, in little more than half the memory
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Kv> for KvFormat {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::F16,
+            Kv::Q8_0 => Self::Q8_0,
+        }
+    }
+}
 
 /// Opens a GGUF file.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
@@ -29,8 +50,8 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {
 }
 
 /// A decoder of one sequence of at most `context_tokens`.
-pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize) -> anyhow::Result<Decoder<Cpu>> {
-    let options = DecoderOptions { threads: globals.threads(), context_tokens, kv: KvFormat::F16, max_sequences: 1 };
+pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize, kv: Kv) -> anyhow::Result<Decoder<Cpu>> {
+    let options = DecoderOptions { threads: globals.threads(), context_tokens, kv: kv.into(), max_sequences: 1 };
     Decoder::load(gguf, options).with_context(|| gguf.path().display().to_string())
 }
 

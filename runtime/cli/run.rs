@@ -42,6 +42,9 @@ pub(crate) struct RunArguments {
     /// Go on after tokens that end a text
     #[arg(long)]
     ignore_eos: bool,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: policy::Kv,
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
@@ -69,7 +72,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Re
         return Err(Refusal::new("--prompt: expected some text, found none").into());
     }
     let n = arguments.n as usize;
-    let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n))?;
+    let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n), arguments.kv)?;
     drop(gguf);
     let mut sampling = Sampling::greedy();
     (sampling.temperature, sampling.seed) = (arguments.temperature, arguments.seed);

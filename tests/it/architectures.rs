@@ -24,19 +24,19 @@ const STOCK_DISTANCE_MAX: f64 = 1e-3;
 const STOCK_Q8_DISTANCE_MAX: f64 = 1e-2;
 
 /// One policy of the fixture.
-struct Case {
-    name: String,
+pub(crate) struct Case {
+    pub(crate) name: String,
     config: Value,
-    tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Tokens that stock llama.cpp computes alike.
-    stock_tokens: usize,
+    pub(crate) stock_tokens: usize,
     /// What the decoder is asked for, in tokens.
-    context: usize,
+    pub(crate) context: usize,
     /// `[tokens, vocabulary]`, by transformers.
     logits: Vec<f32>,
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let folder = root().join("tests/fixtures/architectures");
     let listed: Vec<Value> = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let mut logits = tensors(&folder.join("logits.safetensors"));
@@ -97,7 +97,7 @@ fn tokenizer(vocabulary: usize) -> String {
 }
 
 /// Writes a checkpoint of the case's weights.
-fn write_checkpoint(case: &Case, folder: &Path) -> Checkpoint {
+pub(crate) fn write_checkpoint(case: &Case, folder: &Path) -> Checkpoint {
     let path = folder.join(&case.name);
     let dimensions = Dimensions::from_config(Path::new(&case.name), &case.config).unwrap();
     let like = CheckpointFiles {
@@ -117,7 +117,7 @@ fn write_checkpoint(case: &Case, folder: &Path) -> Checkpoint {
     Checkpoint::open(&path).unwrap()
 }
 
-fn convert(checkpoint: &Checkpoint, mix: Mix) -> PathBuf {
+pub(crate) fn convert(checkpoint: &Checkpoint, mix: Mix) -> PathBuf {
     let provenance = Provenance::of("test", checkpoint, &[], None).unwrap();
     let path = checkpoint.path.join(format!("{}.gguf", mix.name()));
     // llama.cpp expects certain tokens of whatever has `phi3` in its name.

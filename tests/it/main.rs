@@ -17,6 +17,7 @@ mod gates;
 mod greedy;
 #[cfg(unix)]
 mod hostile;
+mod kv;
 mod oracle;
 mod program;
 mod recorded;

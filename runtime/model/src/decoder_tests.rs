@@ -10,7 +10,8 @@ use fsq_kernels::Cpu;
 
 use crate::fixtures::{OPTIONS, TINY, Tensors, adapter, decoder, gguf, numbers, prompt, tensors};
 use crate::{
-    AdapterId, Decoder, LogitsFor, ModelError, Step, TokenId, generate_batch, log_softmax, score_continuations,
+    AdapterId, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
+    log_softmax, score_continuations,
 };
 use crate::{Completion, Decode, Request, Sampling};
 
@@ -237,6 +238,34 @@ fn adapters_at_run_time_equal_merged_weights_even_in_one_batch() {
     strange.pairs.insert("model.layers.9.mlp.up_proj".into(), pair);
     let error = decoder.set_adapter(places[0], Some(&strange)).unwrap_err().to_string();
     assert!(error.contains("model.layers.9.mlp.up_proj"), "{error}");
+}
+
+#[test]
+fn a_cache_in_8_bits_changes_little_and_is_the_same_however_work_is_cut() {
+    let file = gguf(&TINY, &tensors(&TINY), Format::F32);
+    let options = DecoderOptions { kv: KvFormat::Q8_0, ..OPTIONS };
+    let mut decoder = Decoder::load(&file, options).unwrap();
+    assert_eq!(decoder.kv_bytes() * 2 * 32, Decoder::load(&file, OPTIONS).unwrap().kv_bytes() * (32 + 2));
+    let tokens = prompt(1, 70);
+    let whole = all_logits(&mut decoder, &tokens, None);
+    let expected = naive_forward(&TINY, &tensors(&TINY), &tokens).0.concat();
+    let nmse = nmse(&expected, &whole);
+    // As far as what integer formats make of weights and activations.
+    assert!(nmse > 1e-9 && nmse < 1e-3, "{nmse:e}");
+
+    let step = |sequence, tokens| Step { sequence, tokens, logits: LogitsFor::All, adapter: None };
+    let (split, other) = (decoder.open_sequence(), decoder.open_sequence());
+    let mut joined = Vec::new();
+    let company = prompt(2, 5);
+    for piece in [&tokens[..20], &tokens[20..21], &tokens[21..40]] {
+        let logits = decoder.forward(&[step(other, &company), step(split, piece)]).unwrap();
+        joined.extend_from_slice(logits.rows(1));
+    }
+    // From here on in a copy of the last page, beside the sequence that it was copied from.
+    let fork = decoder.fork(split).unwrap();
+    let logits = decoder.forward(&[step(split, &tokens[..9]), step(fork, &tokens[40..])]).unwrap();
+    joined.extend_from_slice(logits.rows(1));
+    assert_eq!(joined, whole);
 }
 
 #[test]
