@@ -6,6 +6,7 @@
 mod batch;
 mod buffers;
 mod chat;
+mod choices;
 mod config;
 mod decode;
 mod decoder;
@@ -30,6 +31,7 @@ mod engine_tests;
 mod fixtures;
 
 pub use chat::{ChatTemplate, Message};
+pub use choices::Choices;
 pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
 pub use decoder::{Decoder, DecoderOptions};
