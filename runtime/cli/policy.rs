@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use fsq_checkpoint::Adapter;
 use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
-use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer};
+use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer, read_adapter};
 
 use crate::Globals;
 use crate::failure::Refusal;
@@ -55,8 +55,12 @@ pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize, kv:
     Decoder::load(gguf, options).with_context(|| gguf.path().display().to_string())
 }
 
-/// Puts the adapter of a folder in [`ADAPTER`].
-pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, folder: &Path) -> anyhow::Result<()> {
-    let adapter = Adapter::open(folder)?;
-    decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| folder.display().to_string())
+/// Puts an adapter, a folder in PEFT layout or a GGUF file, in [`ADAPTER`].
+pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, path: &Path) -> anyhow::Result<()> {
+    let adapter = if path.is_file() {
+        read_adapter(&Gguf::open(path)?, decoder.config()).with_context(|| path.display().to_string())?
+    } else {
+        Adapter::open(path)?
+    };
+    decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| path.display().to_string())
 }

@@ -36,8 +36,8 @@ pub(crate) struct RunArguments {
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// An adapter in PEFT layout, applied while running
-    #[arg(long, value_name = "DIR")]
+    /// An adapter, a folder in PEFT layout or a GGUF file, applied while running
+    #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
     /// Go on after tokens that end a text
     #[arg(long)]
@@ -80,8 +80,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Re
     if !arguments.ignore_eos {
         request.stop = tokenizer.ends().to_vec();
     }
-    if let Some(folder) = &arguments.adapter {
-        policy::adapt(&mut decoder, folder)?;
+    if let Some(path) = &arguments.adapter {
+        policy::adapt(&mut decoder, path)?;
         request.adapter = Some(policy::ADAPTER);
     }
     let document = generate(decoder, &tokenizer, request, !globals.json)?;

@@ -57,7 +57,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// Numbers from -1 to 1: SplitMix64 from the FNV-1a hash of a name.
-fn numbers(name: &str, n: usize) -> Vec<f32> {
+pub(crate) fn numbers(name: &str, n: usize) -> Vec<f32> {
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, hash);
     let number = |index: u64| {

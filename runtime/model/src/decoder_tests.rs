@@ -241,6 +241,32 @@ fn adapters_at_run_time_equal_merged_weights_even_in_one_batch() {
 }
 
 #[test]
+fn rows_under_several_adapters_are_the_bits_that_each_has_alone() {
+    for format in [Format::F32, Format::Q8_0, Format::Q4_K] {
+        let mut decoder = decoder(format);
+        let adapters = [(AdapterId(7), adapter(&TINY, 1, 4)), (AdapterId(2), adapter(&TINY, 2, 8))];
+        for (place, adapter) in &adapters {
+            decoder.set_adapter(*place, Some(adapter)).unwrap();
+        }
+        let ids = [Some(adapters[0].0), None, Some(adapters[1].0), Some(adapters[0].0), None, Some(adapters[1].0)];
+        let prompts: Vec<Vec<TokenId>> = (0..6).map(|it| prompt(it, 1 + 9 * it as usize)).collect();
+        let sequences: Vec<_> = ids.iter().map(|_| decoder.open_sequence()).collect();
+        let step = |at: usize| Step {
+            sequence: sequences[at],
+            tokens: &prompts[at],
+            logits: LogitsFor::All,
+            adapter: ids[at],
+        };
+        let together = decoder.forward(&(0..6).map(step).collect::<Vec<_>>()).unwrap();
+        sequences.iter().for_each(|it| decoder.close(*it));
+        for at in 0..6 {
+            assert_eq!(together.rows(at), all_logits(&mut decoder, &prompts[at], ids[at]), "{at} {}", format.name());
+        }
+        assert_ne!(together.rows(0), all_logits(&mut decoder, &prompts[0], None));
+    }
+}
+
+#[test]
 fn a_cache_in_8_bits_changes_little_and_is_the_same_however_work_is_cut() {
     let file = gguf(&TINY, &tensors(&TINY), Format::F32);
     let options = DecoderOptions { kv: KvFormat::Q8_0, ..OPTIONS };

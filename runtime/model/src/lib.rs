@@ -3,6 +3,7 @@
 //! One runtime serves requests, plays episodes in training and answers the gates. It knows nothing of HTTP,
 //! environments or training.
 
+mod adapter_file;
 mod batch;
 mod buffers;
 mod chat;
@@ -30,6 +31,7 @@ mod engine_tests;
 #[cfg(test)]
 mod fixtures;
 
+pub use adapter_file::read_adapter;
 pub use chat::{ChatTemplate, Message};
 pub use choices::Choices;
 pub use config::read as read_dimensions;
