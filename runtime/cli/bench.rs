@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use fsq_gguf::Gguf;
 use fsq_kernels::{Backend, Cpu};
-use fsq_model::{Decoder, DecoderOptions, KvFormat, LogitsFor, SequenceId, Step, TokenId};
+use fsq_model::{Decoder, DecoderOptions, LogitsFor, SequenceId, Step, TokenId};
 use serde::Serialize;
 
 use crate::failure::{Outcome, Refusal};
@@ -44,6 +44,9 @@ pub(crate) struct BenchArguments {
     /// Times that each is measured; the first, which warms up, is not counted
     #[arg(short = 'r', long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
     repetitions: u8,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: policy::Kv,
 }
 
 /// One file with one batch size. The shape is stable.
@@ -62,6 +65,10 @@ struct Row {
     batch: usize,
     /// Tokens that a sequence has room for.
     context: usize,
+    /// How keys and values are stored.
+    kv: &'static str,
+    /// What they take at most, all sequences full.
+    kv_bytes: u64,
     prefill_tokens_per_s: Spread,
     decode_tokens_per_s: Spread,
     load_s: f64,
@@ -130,7 +137,7 @@ impl Bench<'_> {
         let options = DecoderOptions {
             threads: self.globals.threads(),
             context_tokens: n_prompt + n_gen,
-            kv: KvFormat::F16,
+            kv: self.arguments.kv.into(),
             max_sequences: self.batch + 1,
         };
         let mut decoder = Decoder::load(&gguf, options)?;
@@ -169,6 +176,8 @@ impl Bench<'_> {
             n_gen,
             batch: self.batch,
             context,
+            kv: decoder.options().kv.name(),
+            kv_bytes: decoder.kv_bytes(),
             prefill_tokens_per_s: spread(prefill),
             decode_tokens_per_s: decode,
             load_s,
@@ -217,7 +226,7 @@ fn step_bytes(gguf: &Gguf, decoder: &Decoder<Cpu>, positions: usize, batch: usiz
     let sizes = decoder.config();
     let is_read = |name: &str| name != "token_embd.weight" || sizes.tied;
     let weights: usize = gguf.views().filter(|it| is_read(it.name)).map(|it| it.bytes.len()).sum();
-    let keys_and_values = 2 * size_of::<u16>() * sizes.n_layers * sizes.n_kv_heads * sizes.head_dim;
+    let keys_and_values = 2 * sizes.n_layers * sizes.n_kv_heads * decoder.options().kv.head_bytes(sizes.head_dim);
     (weights + keys_and_values * positions * batch) as u64
 }
 
@@ -240,8 +249,18 @@ fn spread(mut values: Vec<f64>) -> Spread {
 }
 
 fn text(rows: &[Row]) -> String {
-    let heading =
-        ["file", "format", "batch", "prefill tokens/s", "decode tokens/s", "GB/s", "of roofline", "load", "memory"];
+    let heading = [
+        "file",
+        "format",
+        "batch",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "GB/s",
+        "of roofline",
+        "load",
+        "memory",
+        "kv",
+    ];
     let mut cells = vec![heading.map(str::to_owned).to_vec()];
     let around = |it: Spread| format!("{:.1} [{:.1}, {:.1}]", it.median, it.min, it.max);
     for row in rows {
@@ -256,6 +275,7 @@ fn text(rows: &[Row]) -> String {
             format!("{:.0} %", 100.0 * row.roofline.share),
             format!("{:.2} s", row.load_s),
             row.rss_bytes_max.map_or_else(|| "not available".into(), bytes_text),
+            format!("{} {}", row.kv, bytes_text(row.kv_bytes)),
         ]);
     }
     let mut text = columns(&cells);

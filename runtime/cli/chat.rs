@@ -41,13 +41,16 @@ pub(crate) struct ChatArguments {
     context: Option<u32>,
     #[command(flatten)]
     sampling: SamplingArguments,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: policy::Kv,
 }
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &ChatArguments) -> anyhow::Result<Outcome> {
     let gguf = policy::open(&arguments.file)?;
     let context = arguments.context.map_or(usize::MAX, |it| it as usize);
-    let policy = serve::policy(globals.threads(), &gguf, context, SEQUENCES)?;
+    let policy = serve::policy(globals.threads(), &gguf, context, SEQUENCES, arguments.kv)?;
     drop(gguf);
     let unusable = policy.facts.confidence == Some(Confidence::Unusable);
     let name = policy.facts.name.clone();

@@ -12,11 +12,12 @@ use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
 use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
-use fsq_model::{DecoderOptions, KvFormat, LoadedPolicy};
+use fsq_model::{DecoderOptions, LoadedPolicy};
 use fsq_quantizer::Importance;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Outcome;
+use crate::policy::Kv;
 use crate::progress::Progress;
 use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, StepFormat};
 use crate::{Globals, output};
@@ -58,6 +59,9 @@ pub(crate) struct EvalArguments {
     /// Print so many episodes
     #[arg(long, default_value_t = 0)]
     show: usize,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: Kv,
 }
 
 /// The environments by name.
@@ -99,6 +103,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) temperature: f32,
     pub(crate) format: Format,
+    pub(crate) kv: Kv,
 }
 
 /// What was played, as the gates read it.
@@ -125,6 +130,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
         seed: arguments.seed,
         temperature: arguments.temperature,
         format: if arguments.plain { Format::Plain } else { Format::Foresight },
+        kv: arguments.kv,
     };
     let progress = Progress::new();
     progress.stage(format!("episodes in {}", plan.world.name()), plan.episodes as u64);
@@ -172,7 +178,7 @@ pub(crate) fn play_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    play_policy(&mut load(file, threads)?, plan, progress)
+    play_policy(&mut load(file, threads, plan.kv)?, plan, progress)
 }
 
 /// Plays a file's policy and says what its matrices read meanwhile.
@@ -182,7 +188,7 @@ pub(crate) fn observe_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Importance> {
-    let mut policy = load(file, threads)?;
+    let mut policy = load(file, threads, Kv::F16)?;
     policy.decoder.observe();
     let mut done = 0;
     for plan in plans {
@@ -197,10 +203,9 @@ pub(crate) fn observe_file(
     })
 }
 
-fn load(file: &Path, threads: usize) -> anyhow::Result<LoadedPolicy> {
+fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
-    let options =
-        DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: KvFormat::F16, max_sequences: 2 * BATCH };
+    let options = DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: kv.into(), max_sequences: 2 * BATCH };
     LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())
 }
 

@@ -11,6 +11,7 @@ use fsq_gguf::Gguf;
 
 use crate::evaluate::{Plan, Played, World, maps_of, play_file};
 use crate::failure::{Outcome, Refusal};
+use crate::policy::Kv;
 use crate::progress::Progress;
 use crate::report::record::GateRun;
 use crate::{Globals, output};
@@ -55,6 +56,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &GateArguments) -> anyhow::R
                 seed: arguments.seed,
                 temperature: 0.0,
                 format: Format::Foresight,
+                kv: Kv::F16,
             };
             played.push(play_file(file, &plan, globals.threads(), &mut |it| progress.set(it as u64))?.0);
         }

@@ -25,6 +25,9 @@ pub(crate) struct LogitsArguments {
     /// The safetensors file to write: tensor `logits`, f32, [tokens or 1, vocabulary]
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: policy::Kv,
 }
 
 /// What `--json` prints.
@@ -37,7 +40,7 @@ struct Document {
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &LogitsArguments) -> anyhow::Result<Outcome> {
     let gguf = policy::open(&arguments.file)?;
-    let mut decoder = policy::decoder(globals, &gguf, arguments.tokens.len())?;
+    let mut decoder = policy::decoder(globals, &gguf, arguments.tokens.len(), arguments.kv)?;
     drop(gguf);
     let sequence = decoder.open_sequence();
     let wanted = if arguments.all { LogitsFor::All } else { LogitsFor::Last };

@@ -3,16 +3,37 @@
 use std::path::Path;
 
 use anyhow::Context;
+use clap::ValueEnum;
 use fsq_checkpoint::Adapter;
 use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
-use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer};
+use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer, read_adapter};
 
 use crate::Globals;
 use crate::failure::Refusal;
 
 /// The place of the one adapter that a command can name.
 pub(crate) const ADAPTER: AdapterId = AdapterId(0);
+
+/// How keys and values are stored, by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    /// Half floats
+    #[default]
+    F16,
+    /// 8 bits, in little more than half the memory
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Kv> for KvFormat {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::F16,
+            Kv::Q8_0 => Self::Q8_0,
+        }
+    }
+}
 
 /// Opens a GGUF file.
 pub(crate) fn open(path: &Path) -> anyhow::Result<Gguf> {
@@ -29,13 +50,17 @@ pub(crate) fn tokenizer(gguf: &Gguf) -> anyhow::Result<Tokenizer> {
 }
 
 /// A decoder of one sequence of at most `context_tokens`.
-pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize) -> anyhow::Result<Decoder<Cpu>> {
-    let options = DecoderOptions { threads: globals.threads(), context_tokens, kv: KvFormat::F16, max_sequences: 1 };
+pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize, kv: Kv) -> anyhow::Result<Decoder<Cpu>> {
+    let options = DecoderOptions { threads: globals.threads(), context_tokens, kv: kv.into(), max_sequences: 1 };
     Decoder::load(gguf, options).with_context(|| gguf.path().display().to_string())
 }
 
-/// Puts the adapter of a folder in [`ADAPTER`].
-pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, folder: &Path) -> anyhow::Result<()> {
-    let adapter = Adapter::open(folder)?;
-    decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| folder.display().to_string())
+/// Puts an adapter, a folder in PEFT layout or a GGUF file, in [`ADAPTER`].
+pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, path: &Path) -> anyhow::Result<()> {
+    let adapter = if path.is_file() {
+        read_adapter(&Gguf::open(path)?, decoder.config()).with_context(|| path.display().to_string())?
+    } else {
+        Adapter::open(path)?
+    };
+    decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| path.display().to_string())
 }

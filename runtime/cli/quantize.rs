@@ -9,7 +9,7 @@ use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_gguf::Gguf;
 use fsq_profiles::GateProfile;
-use fsq_quantizer::{Encoded, EncodedTensor, Importance, Mix, Plan, Provenance, open_base, quantize};
+use fsq_quantizer::{Encoded, EncodedTensor, Importance, Mix, Plan, Provenance, open_base, quantize, write_adapter};
 use serde::Serialize;
 
 use crate::failure::{Outcome, Refusal};
@@ -24,11 +24,15 @@ pub(crate) struct QuantizeArguments {
     /// A checkpoint in Hugging Face layout
     checkpoint: PathBuf,
     /// Formats, separated by commas, such as q4_k_m,q8_0
-    #[arg(long, value_name = "LIST", value_delimiter = ',', required = true, value_parser = mix)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', required_unless_present = "adapter_only")]
+    #[arg(value_parser = mix)]
     to: Vec<Mix>,
     /// An adapter in PEFT layout to merge first; several are merged in order
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
+    /// Merge nothing: write each adapter as a GGUF file of its own, to run beside a file of the base
+    #[arg(long, requires = "adapter", conflicts_with_all = ["to", "importance", "tensor_type"])]
+    adapter_only: bool,
     /// An importance matrix, as `imatrix` files hold it
     #[arg(long, value_name = "FILE")]
     importance: Option<PathBuf>,
@@ -108,6 +112,9 @@ struct Inputs {
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyhow::Result<Outcome> {
     check_gate(&arguments.gate)?;
+    if arguments.adapter_only {
+        return adapters(globals, arguments);
+    }
     let inputs = open(arguments)?;
     output::make_folder(&arguments.out)?;
     let progress = Progress::new();
@@ -153,11 +160,51 @@ fn open(arguments: &QuantizeArguments) -> anyhow::Result<Inputs> {
     let importance = arguments.importance.as_deref().map(Importance::open).transpose()?;
     let tool = format!("fsq {}", env!("CARGO_PKG_VERSION"));
     let provenance = Provenance::of(&tool, &checkpoint, &adapters, importance.as_ref())?;
+    let name = name(arguments)?;
+    Ok(Inputs { checkpoint, adapters, importance, provenance, name })
+}
+
+/// What the files' names begin with.
+fn name(arguments: &QuantizeArguments) -> anyhow::Result<String> {
     let name = arguments.name.clone().map_or_else(|| folder_name(&arguments.checkpoint), Ok)?;
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
         return Err(Refusal::new(format!("--name {name:?}: expected the beginning of a file name")).into());
     }
-    Ok(Inputs { checkpoint, adapters, importance, provenance, name })
+    Ok(name)
+}
+
+/// One written adapter, as `--json` prints it.
+#[derive(Serialize)]
+struct AdapterFile {
+    adapter: String,
+    file: String,
+    rank: usize,
+}
+
+/// Writes each adapter to a file `NAME-FOLDER-LoRA.gguf`, by the folder that it comes from.
+fn adapters(globals: &Globals, arguments: &QuantizeArguments) -> anyhow::Result<Outcome> {
+    let base = open_base(&arguments.checkpoint)?;
+    let name = name(arguments)?;
+    output::make_folder(&arguments.out)?;
+    let mut written: Vec<AdapterFile> = Vec::new();
+    for folder in &arguments.adapter {
+        let adapter = Adapter::open(folder)?;
+        let name = format!("{name}-{}", folder_name(folder)?);
+        let path = arguments.out.join(format!("{name}-LoRA.gguf"));
+        let file = path.display().to_string();
+        if written.iter().any(|it| it.file == file) {
+            return Err(Refusal::new(format!("--adapter {}: another one has this name", folder.display())).into());
+        }
+        let draft = write_adapter(&adapter, &base.dimensions, &name, &path);
+        draft.with_context(|| folder.display().to_string())?.publish()?;
+        written.push(AdapterFile { adapter: folder.display().to_string(), file, rank: adapter.rank });
+    }
+    if globals.json {
+        output::print_json(&written)?;
+    } else {
+        output::print(&written.iter().map(|it| format!("{}: rank {}\n", it.file, it.rank)).collect::<String>())?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// The last part of a path, also of `.` and of links.

@@ -33,12 +33,15 @@ pub(crate) struct RunArguments {
     n: u32,
     #[command(flatten)]
     sampling: SamplingArguments,
-    /// An adapter in PEFT layout, applied while running
-    #[arg(long, value_name = "DIR")]
+    /// An adapter, a folder in PEFT layout or a GGUF file, applied while running
+    #[arg(long, value_name = "PATH")]
     adapter: Option<PathBuf>,
     /// Go on after tokens that end a text
     #[arg(long)]
     ignore_eos: bool,
+    /// How keys and values are stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: policy::Kv,
 }
 
 /// What `--json` prints. The shape is stable.
@@ -61,14 +64,14 @@ pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Re
         return Err(Refusal::new("--prompt: expected some text, found none").into());
     }
     let n = arguments.n as usize;
-    let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n))?;
+    let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n), arguments.kv)?;
     drop(gguf);
     let mut request = Request::new(prompt, n, arguments.sampling.of_answer(0));
     if !arguments.ignore_eos {
         request.stop = tokenizer.ends().to_vec();
     }
-    if let Some(folder) = &arguments.adapter {
-        policy::adapt(&mut decoder, folder)?;
+    if let Some(path) = &arguments.adapter {
+        policy::adapt(&mut decoder, path)?;
         request.adapter = Some(policy::ADAPTER);
     }
     let document = generate(decoder, &tokenizer, request, !globals.json)?;

@@ -22,6 +22,9 @@ pub(crate) struct ServeArguments {
     /// Sequences of that length that fit beside each other
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     sequences: u16,
+    /// How keys and values are stored; gates judge a file with f16
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    kv: crate::policy::Kv,
 }
 
 #[cfg(all(feature = "serve", feature = "train"))]
@@ -54,12 +57,13 @@ mod enabled {
     use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
     use fsq_gguf::{Gguf, Metadata};
     use fsq_kernels::Cpu;
-    use fsq_model::{ChatTemplate, Decoder, DecoderOptions, KvFormat, TokenId, Tokenizer};
+    use fsq_model::{ChatTemplate, Decoder, DecoderOptions, TokenId, Tokenizer};
     use fsq_server::{GateFacts, Options, Policy, PolicyFacts, Server};
 
     use super::ServeArguments;
     use crate::failure::{Outcome, Refusal};
-    use crate::output::{self, hex};
+    use crate::output::{self, bytes_text, hex};
+    use crate::policy::Kv;
     use crate::{Globals, identity, policy};
 
     /// Sequences of full length that fit beside each other, for callers that do not say.
@@ -70,7 +74,7 @@ mod enabled {
     pub(crate) fn execute(globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
         let gguf = policy::open(&arguments.file)?;
         let context = arguments.context.map_or(usize::MAX, |it| it as usize);
-        let policy = policy(globals.threads(), &gguf, context, usize::from(arguments.sequences))?;
+        let policy = policy(globals.threads(), &gguf, context, usize::from(arguments.sequences), arguments.kv)?;
         drop(gguf);
         let line = described(&policy);
         let mut options = Options::loopback(arguments.listen.port());
@@ -93,7 +97,7 @@ mod enabled {
     #[cfg(feature = "train")]
     pub(crate) fn start(file: &Path, threads: usize, port: u16) -> anyhow::Result<Server> {
         let gguf = policy::open(file)?;
-        Ok(Server::start(policy(threads, &gguf, usize::MAX, SEQUENCES)?, Options::loopback(port))?)
+        Ok(Server::start(policy(threads, &gguf, usize::MAX, SEQUENCES, Kv::F16)?, Options::loopback(port))?)
     }
 
     /// A policy as the server takes it, with everything that its file says of it.
@@ -102,11 +106,12 @@ mod enabled {
         gguf: &Gguf,
         context_tokens: usize,
         max_sequences: usize,
+        kv: Kv,
     ) -> anyhow::Result<Policy<Decoder<Cpu>>> {
         let file = || gguf.path().display().to_string();
         identity::check(gguf)?;
         let tokenizer = policy::tokenizer(gguf)?;
-        let options = DecoderOptions { threads, context_tokens, kv: KvFormat::F16, max_sequences };
+        let options = DecoderOptions { threads, context_tokens, kv: kv.into(), max_sequences };
         let fields = gguf.metadata();
         let source = fields.str("tokenizer.chat_template");
         let source = source.ok_or_else(|| {
@@ -173,6 +178,8 @@ mod enabled {
         );
         let map = policy.recalibration.of(None).family().name();
         let path = policy.decoder.backend().path();
-        format!("{}: {gate}; recalibration map {map}; on the processor ({path})", facts.name)
+        let (kv, kv_bytes) = (policy.decoder.options().kv.name(), bytes_text(policy.decoder.kv_bytes()));
+        let name = &facts.name;
+        format!("{name}: {gate}; recalibration map {map}; on the processor ({path}); keys and values {kv}, {kv_bytes}")
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "what a test measured is worth a line")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 
+mod adapters;
 mod architectures;
 mod arrows;
 #[cfg(feature = "serve")]
@@ -20,6 +21,7 @@ mod gates;
 mod greedy;
 #[cfg(unix)]
 mod hostile;
+mod kv;
 mod oracle;
 mod program;
 mod recorded;

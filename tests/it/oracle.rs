@@ -21,7 +21,13 @@ pub(crate) struct Completion {
 
 /// `n` greedy tokens after each prompt: a text, tokenized by llama.cpp, or an array of token ids.
 pub(crate) fn greedy(file: &Path, prompts: &[Value], n: usize) -> Vec<Completion> {
-    let request = json!({"prompts": prompts, "n": n, "ignore_eos": true});
+    greedy_with(file, prompts, n, &json!({}))
+}
+
+/// The same of a context that is set up otherwise; see [`last_rows_with`].
+pub(crate) fn greedy_with(file: &Path, prompts: &[Value], n: usize, setup: &Value) -> Vec<Completion> {
+    let mut request = setup.clone();
+    (request["prompts"], request["n"], request["ignore_eos"]) = (json!(prompts), json!(n), json!(true));
     let script = root().join("tests/oracle/llama_greedy.py");
     let answer = python(&[script.to_str().unwrap(), file.to_str().unwrap()], &request.to_string());
     let answer: Value = serde_json::from_str(&answer).unwrap();
@@ -66,11 +72,17 @@ pub(crate) fn tokens(file: &Path, texts: &[String]) -> Tokens {
 }
 
 /// Logits after the last token of each text, read in one batch.
-#[cfg(feature = "train")]
 pub(crate) fn last_rows(file: &Path, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
+    last_rows_with(file, texts, &json!({}))
+}
+
+/// The same of a context that is set up otherwise: `kv`, `rotated` or `adapter`, as `llama_greedy.py` reads them.
+pub(crate) fn last_rows_with(file: &Path, texts: &[Vec<u32>], setup: &Value) -> Vec<Vec<f32>> {
     let script = root().join("tests/oracle/llama_greedy.py");
     let arguments = [script.to_str().unwrap(), file.to_str().unwrap()];
-    let answer: Value = serde_json::from_str(&python(&arguments, &json!({"rows": texts}).to_string())).unwrap();
+    let mut request = setup.clone();
+    request["rows"] = json!(texts);
+    let answer: Value = serde_json::from_str(&python(&arguments, &request.to_string())).unwrap();
     serde_json::from_value(answer["rows"].clone()).unwrap()
 }
 

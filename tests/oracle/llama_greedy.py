@@ -9,14 +9,19 @@ the distance of the best logit to the second at each token, so that a near tie c
 A completion ends before its end-of-generation token, or after `n` tokens.
 A request `{"rows": [[1, 2, 3], ...]}` asks for the logits after the last token of each, every text read in one batch.
 Its answer: `{"version": ..., "rows": [[...], ...]}`.
+Either may name `"adapter"`, a LoRA adapter in a GGUF file, and `"kv": "q8_0"`: keys and values in 8 bits, which takes
+flash attention. llama.cpp then rotates heads before it rounds them, if their width allows; not so with
+`"rotated": false`.
 
 Everything that is not said here stands where llama-cpp-python's own class `Llama` leaves it (repacking, KV in f16, no
-flash attention, whose sums in f16 are coarser than the products). No sampler is involved: the tokens are the arg max of the logits, the lowest id first among equals.
+flash attention, whose sums in f16 are coarser than the products). No sampler is involved: the tokens are the arg max
+of the logits, the lowest id first among equals.
 """
 
 import argparse
 import ctypes
 import json
+import os
 import sys
 
 import llama_cpp
@@ -100,10 +105,20 @@ def last_row(context, vocab, tokens):
     return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=shape).tolist()
 
 
+def apply_adapter(model, context, path):
+    adapter = llama_cpp.llama_adapter_lora_init(model, path.encode())
+    if not adapter:
+        fail(f"llama.cpp cannot load the adapter {path}")
+    adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+    if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+        fail(f"llama.cpp does not apply the adapter {path}")
+
+
 def main():
     parser = argparse.ArgumentParser(description="Greedy tokens of stock llama.cpp.")
     parser.add_argument("file")
-    parser.add_argument("--threads", type=int, default=2)
+    # One: threads that wait for each other in a loop stall on a machine with other work.
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     request = json.load(sys.stdin)
 
@@ -120,10 +135,21 @@ def main():
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = max(map(len, prompts)) + request.get("n", 0)
     parameters.n_threads = parameters.n_threads_batch = arguments.threads
-    parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    kv = request.get("kv", "f16")
+    if not request.get("rotated", True):
+        os.environ["LLAMA_ATTN_ROT_DISABLE"] = "1"
+    if kv == "q8_0":
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_Q8_0
+    elif kv == "f16":
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    else:
+        fail(f"kv: expected f16 or q8_0, found {kv!r}")
     context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
         fail("llama.cpp cannot make a context")
+    if "adapter" in request:
+        apply_adapter(model, context, request["adapter"])
     answer = {"version": llama_cpp.__version__}
     if "rows" in request:
         answer["rows"] = [last_row(context, vocab, it) for it in prompts]

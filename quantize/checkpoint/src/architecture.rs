@@ -452,10 +452,8 @@ fn push_experts(dimensions: &Dimensions, experts: &Experts, layer: usize, names:
 }
 
 fn push_module(dimensions: &Dimensions, module: &Module, names: &mut Vec<TensorName>) {
-    let permuted = dimensions.architecture.description().qk_permuted;
     let permuted_heads = match module.linears[..] {
-        [Linear::Q] if permuted => Some(dimensions.n_heads),
-        [Linear::K] if permuted => Some(dimensions.n_kv_heads),
+        [linear] => permuted_heads(dimensions, linear),
         _ => None,
     };
     let mut push = |kind: &str, shape: Vec<usize>| {
@@ -486,4 +484,32 @@ pub fn permute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f3
         }
     }
     permuted
+}
+
+/// The inverse of [`permute_rotary_rows`].
+#[must_use]
+pub fn unpermute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+    let head_dim = rows.len() / columns / heads;
+    let half = head_dim / 2;
+    let mut unpermuted = Vec::with_capacity(rows.len());
+    for head in 0..heads {
+        for side in 0..2 {
+            for pair in 0..half {
+                let row = head * head_dim + 2 * pair + side;
+                unpermuted.extend_from_slice(&rows[row * columns..(row + 1) * columns]);
+            }
+        }
+    }
+    unpermuted
+}
+
+/// Heads of a linear whose rows GGUF files hold in the order of [`permute_rotary_rows`]; `None` for all others.
+#[must_use]
+pub fn permuted_heads(dimensions: &Dimensions, linear: Linear) -> Option<usize> {
+    let permuted = dimensions.architecture.description().qk_permuted;
+    match linear {
+        Linear::Q if permuted => Some(dimensions.n_heads),
+        Linear::K if permuted => Some(dimensions.n_kv_heads),
+        _ => None,
+    }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`quantize`] streams a checkpoint with its adapters merged through [`fsq_gguf::Draft`], one tensor at a time.
 //! [`Plan`] says which tensor gets which format, [`Importance`] which columns matter, [`Provenance`] where all of it
-//! came from. Nothing here takes a GGUF file as the base of a merge: see [`open_base`].
+//! came from. [`write_adapter`] writes an adapter beside its base instead of merging it. Nothing here takes a GGUF file as the base of a merge: see [`open_base`].
 
+mod adapter;
 mod convert;
 mod digest;
 mod encode;
@@ -14,6 +15,7 @@ mod plan;
 mod provenance;
 mod tokenizer;
 
+pub use adapter::write_adapter;
 pub use encode::{Encoded, EncodedTensor, quantize};
 pub use error::QuantizeError;
 pub use importance::Importance;

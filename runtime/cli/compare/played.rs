@@ -7,6 +7,7 @@ use fsq_episodes::{Episode, Format};
 
 use super::passages::Passage;
 use crate::evaluate::{Plan, World, play_file};
+use crate::policy::Kv;
 use crate::progress::Progress;
 
 /// The reference's greedy episodes on held-out tasks. What it wrote is judged, and where it states a probability both
@@ -18,7 +19,8 @@ pub(super) fn passages(
     threads: usize,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Passage>> {
-    let plan = Plan { world, split: Split::Test, episodes, seed, temperature: 0.0, format: Format::Foresight };
+    let plan =
+        Plan { world, split: Split::Test, episodes, seed, temperature: 0.0, format: Format::Foresight, kv: Kv::F16 };
     progress.stage(format!("the reference's episodes in {}", world.name()), episodes as u64);
     let (_, episodes) = play_file(reference, &plan, threads, &mut |it| progress.set(it as u64))?;
     progress.finish();

@@ -20,6 +20,7 @@ use super::{ArmName, base};
 use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_file, row};
 use crate::failure::Outcome;
 use crate::gate::{gate_runs, judge_worlds, outcome_of, profile};
+use crate::policy::Kv;
 use crate::progress::Progress;
 use crate::report::record::{Arm, GateRun, Loss, RlStep, Row, StageSeconds};
 use crate::train::{Stage, run_stage};
@@ -251,7 +252,7 @@ fn rl_step(step: &fc_rl::RlStep) -> RlStep {
 }
 
 fn greedy_plan(world: World, split: Split, episodes: usize, format: Format) -> Plan {
-    Plan { world, split, episodes, seed: TASKS_SEED, temperature: 0.0, format }
+    Plan { world, split, episodes, seed: TASKS_SEED, temperature: 0.0, format, kv: Kv::F16 }
 }
 
 /// What a file is made from.

@@ -61,9 +61,45 @@ pub struct Attending {
     pub window: Option<usize>,
 }
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// IEEE half floats.
+    #[default]
+    F16,
+    /// 8 bits and a scale in f16 for each 32 numbers of a head, rounded as weights in [`Format::Q8_0`] are. The last
+    /// block of a head is a shorter one where 32 does not divide its width.
+    Q8_0,
+}
+
+impl KvFormat {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F16, Self::Q8_0];
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of one token's keys, or values, of one head of so many numbers.
+    #[must_use]
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::F16 => 2 * head_dim,
+            Self::Q8_0 => head_dim + 2 * head_dim.div_ceil(32),
+        }
+    }
+}
+
 /// The size of a cache of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
+    /// How they are stored.
+    pub format: KvFormat,
     /// Layers, each with its own keys and values.
     pub n_layers: usize,
     /// Pages of each layer.
@@ -72,6 +108,15 @@ pub struct CacheShape {
     pub n_kv_heads: usize,
     /// Width of a head; a multiple of 16.
     pub head_dim: usize,
+}
+
+impl CacheShape {
+    /// Bytes of the whole cache; `None` when no address space holds them.
+    #[must_use]
+    pub fn bytes(&self) -> Option<usize> {
+        let sizes = [2, PAGE_TOKENS, self.n_kv_heads, self.n_layers, self.n_pages];
+        sizes.iter().try_fold(self.format.head_bytes(self.head_dim), |bytes, size| bytes.checked_mul(*size))
+    }
 }
 
 /// Where one token's keys and values are put.
@@ -137,7 +182,7 @@ pub trait Backend: Sized + Send + 'static {
     /// # Errors
     /// [`KernelError::Device`] when anything failed since the last reading.
     fn read(&self, from: &Self::Buffer, into: &mut [f32]) -> Result<(), KernelError>;
-    /// Pages for keys and values, in f16.
+    /// Pages for keys and values.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].

@@ -9,7 +9,7 @@ mod error;
 mod float_gemm;
 
 pub use backend::{
-    Attending, Backend, CacheShape, LowRank, PAGE_TOKENS, RotaryHeads, RotaryPairs, Slot, Span, WeightView,
+    Attending, Backend, CacheShape, KvFormat, LowRank, PAGE_TOKENS, RotaryHeads, RotaryPairs, Slot, Span, WeightView,
 };
 pub use cpu::{Cpu, CpuBuffer, CpuCache, CpuMatrix, exp_shifted};
 pub use error::KernelError;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use fsq_checkpoint::{Activation, Adapter, Dimensions, Experts, Linear, RopeScaling};
 use fsq_gguf::Gguf;
-use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, PAGE_TOKENS, RotaryHeads, Slot, Span};
+use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, KvFormat, PAGE_TOKENS, RotaryHeads, Slot, Span};
 
 use crate::batch::{Batch, Rows};
 use crate::buffers::Buffers;
@@ -17,13 +17,6 @@ use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
 use crate::{AdapterId, Decode, Logits, ModelError, SequenceId, Step, TokenId, config};
-
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvFormat {
-    /// IEEE half floats.
-    F16,
-}
 
 /// What a decoder is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +42,7 @@ pub struct Decoder<B: Backend> {
     adapters: BTreeMap<AdapterId, LoadedAdapter<B>>,
     pages: Pages,
     cache: B::Cache,
+    kv_bytes: u64,
     buffers: Buffers<B>,
     /// There while what matrices read is observed.
     observer: Option<Observer>,
@@ -76,6 +70,7 @@ impl<B: Backend> Decoder<B> {
         let pages_each = options.context_tokens.div_ceil(PAGE_TOKENS);
         let n_pages = pages_each.saturating_mul(options.max_sequences).min(u32::MAX as usize);
         let shape = CacheShape {
+            format: options.kv,
             n_layers: dimensions.n_layers,
             n_pages,
             n_kv_heads: dimensions.n_kv_heads,
@@ -87,6 +82,7 @@ impl<B: Backend> Decoder<B> {
             adapters: BTreeMap::new(),
             pages: Pages::new(n_pages),
             cache: backend.cache(shape)?,
+            kv_bytes: shape.bytes().unwrap_or(usize::MAX) as u64,
             buffers: Buffers::new(&backend, &dimensions, 1, 1)?,
             observer: None,
             backend,
@@ -103,6 +99,11 @@ impl<B: Backend> Decoder<B> {
     /// What the decoder was made for, with limits as they hold.
     pub fn options(&self) -> &DecoderOptions {
         &self.options
+    }
+
+    /// What keys and values take at most, all sequences full; memory is taken as it is used.
+    pub fn kv_bytes(&self) -> u64 {
+        self.kv_bytes
     }
 
     /// The device.

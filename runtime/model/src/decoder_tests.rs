@@ -10,9 +10,10 @@ use fsq_kernels::Cpu;
 
 use crate::fixtures::{OPTIONS, TINY, Tensors, adapter, decoder, gguf, numbers, prompt, tensors};
 use crate::{
-    AdapterId, Decoder, LogitsFor, ModelError, Step, TokenId, generate_batch, log_softmax, score_continuations,
+    AdapterId, Choices, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
+    log_softmax, score_continuations,
 };
-use crate::{Completion, Decode, Request, Sampling};
+use crate::{Completion, Decode, Request, Sampling, Tokenizer};
 
 /// Turns the heads of one position.
 fn turn(x: &mut [f64], position: usize, dimensions: &Dimensions) {
@@ -242,6 +243,60 @@ fn adapters_at_run_time_equal_merged_weights_even_in_one_batch() {
 }
 
 #[test]
+fn rows_under_several_adapters_are_the_bits_that_each_has_alone() {
+    for format in [Format::F32, Format::Q8_0, Format::Q4_K] {
+        let mut decoder = decoder(format);
+        let adapters = [(AdapterId(7), adapter(&TINY, 1, 4)), (AdapterId(2), adapter(&TINY, 2, 8))];
+        for (place, adapter) in &adapters {
+            decoder.set_adapter(*place, Some(adapter)).unwrap();
+        }
+        let ids = [Some(adapters[0].0), None, Some(adapters[1].0), Some(adapters[0].0), None, Some(adapters[1].0)];
+        let prompts: Vec<Vec<TokenId>> = (0..6).map(|it| prompt(it, 1 + 9 * it as usize)).collect();
+        let sequences: Vec<_> = ids.iter().map(|_| decoder.open_sequence()).collect();
+        let step = |at: usize| Step {
+            sequence: sequences[at],
+            tokens: &prompts[at],
+            logits: LogitsFor::All,
+            adapter: ids[at],
+        };
+        let together = decoder.forward(&(0..6).map(step).collect::<Vec<_>>()).unwrap();
+        sequences.iter().for_each(|it| decoder.close(*it));
+        for at in 0..6 {
+            assert_eq!(together.rows(at), all_logits(&mut decoder, &prompts[at], ids[at]), "{at} {}", format.name());
+        }
+        assert_ne!(together.rows(0), all_logits(&mut decoder, &prompts[0], None));
+    }
+}
+
+#[test]
+fn a_cache_in_8_bits_changes_little_and_is_the_same_however_work_is_cut() {
+    let file = gguf(&TINY, &tensors(&TINY), Format::F32);
+    let options = DecoderOptions { kv: KvFormat::Q8_0, ..OPTIONS };
+    let mut decoder = Decoder::load(&file, options).unwrap();
+    assert_eq!(decoder.kv_bytes() * 2 * 32, Decoder::load(&file, OPTIONS).unwrap().kv_bytes() * (32 + 2));
+    let tokens = prompt(1, 70);
+    let whole = all_logits(&mut decoder, &tokens, None);
+    let expected = naive_forward(&TINY, &tensors(&TINY), &tokens).0.concat();
+    let nmse = nmse(&expected, &whole);
+    // As far as what integer formats make of weights and activations.
+    assert!(nmse > 1e-9 && nmse < 1e-3, "{nmse:e}");
+
+    let step = |sequence, tokens| Step { sequence, tokens, logits: LogitsFor::All, adapter: None };
+    let (split, other) = (decoder.open_sequence(), decoder.open_sequence());
+    let mut joined = Vec::new();
+    let company = prompt(2, 5);
+    for piece in [&tokens[..20], &tokens[20..21], &tokens[21..40]] {
+        let logits = decoder.forward(&[step(other, &company), step(split, piece)]).unwrap();
+        joined.extend_from_slice(logits.rows(1));
+    }
+    // From here on in a copy of the last page, beside the sequence that it was copied from.
+    let fork = decoder.fork(split).unwrap();
+    let logits = decoder.forward(&[step(split, &tokens[..9]), step(fork, &tokens[40..])]).unwrap();
+    joined.extend_from_slice(logits.rows(1));
+    assert_eq!(joined, whole);
+}
+
+#[test]
 fn what_cannot_run_is_refused_and_changes_nothing() {
     let mut decoder = decoder(Format::F32);
     let sequence = decoder.open_sequence();
@@ -273,10 +328,12 @@ fn scores_equal_a_walk_token_by_token() {
         let step = Step { sequence: prefix, tokens: &tokens, logits: LogitsFor::None, adapter };
         decoder.forward(&[step]).unwrap();
         let free = decoder.free_pages();
-        let continuations: Vec<Vec<TokenId>> = vec![vec![4, 5, 6], vec![], vec![9], prompt(8, 20), vec![4, 5, 7]];
+        let continuations: Vec<Vec<TokenId>> = vec![vec![4, 5, 6], vec![9], prompt(8, 20), vec![4, 5, 7]];
         let scores = score_continuations(&mut decoder, prefix, &continuations, adapter).unwrap();
         assert_eq!((decoder.free_pages(), decoder.tokens(prefix).unwrap()), (free, tokens.as_slice()));
         for (continuation, score) in continuations.iter().zip(scores) {
+            let alone = score_continuations(&mut decoder, prefix, std::slice::from_ref(continuation), adapter);
+            assert_eq!(alone.unwrap(), [score]);
             let text: Vec<TokenId> = tokens.iter().chain(continuation).copied().collect();
             let logits = all_logits(&mut decoder, &text, adapter);
             let of = |(at, token): (usize, &TokenId)| {
@@ -288,6 +345,60 @@ fn scores_equal_a_walk_token_by_token() {
         }
         decoder.close(prefix);
     }
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused_and_leaves_the_prefix_as_it_was() {
+    let mut decoder = decoder(Format::F32);
+    let prefix = decoder.open_sequence();
+    let error = |decoder: &mut Decoder<_>, continuations: &[Vec<TokenId>]| {
+        score_continuations(decoder, prefix, continuations, None).unwrap_err()
+    };
+    assert!(matches!(error(&mut decoder, &[vec![1]]), ModelError::EmptyStep));
+    let tokens = prompt(6, 100);
+    decoder.forward(&[Step { sequence: prefix, tokens: &tokens, logits: LogitsFor::None, adapter: None }]).unwrap();
+    let free = decoder.free_pages();
+    let empty = error(&mut decoder, &[vec![1], vec![]]);
+    assert!(matches!(empty, ModelError::EmptyContinuation { index: 1 }), "{empty}");
+    // The last token of a continuation is never run, so one more than the context has room for can be scored.
+    let long = |n: usize| vec![vec![2], prompt(1, n)];
+    assert!(score_continuations(&mut decoder, prefix, &long(29), None).is_ok());
+    assert!(matches!(error(&mut decoder, &long(30)), ModelError::ContextFull { needed: 129, context_tokens: 128 }));
+    let strange = error(&mut decoder, &[vec![1, TINY.vocab as TokenId]]);
+    assert!(matches!(strange, ModelError::UnknownToken { token: 300, vocab: 300 }));
+    let many = vec![vec![1, 2, 3]; 29];
+    assert!(matches!(error(&mut decoder, &many), ModelError::OutOfPages { needed: 29, free: 28 }));
+    assert_eq!((decoder.free_pages(), decoder.tokens(prefix).unwrap()), (free, tokens.as_slice()));
+}
+
+#[test]
+fn choices_are_scored_alike_with_many_pages_and_with_few() {
+    let file = gguf(&TINY, &tensors(&TINY), Format::F32);
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
+    let choices = Choices::new(&tokenizer, &["5</a>", "55</a>", "60</a>"], "</a>");
+    assert!(choices.single_tokens().is_none(), "a token for each digit");
+    let letters = Choices::new(&tokenizer, &["a</a>", "b</a>"], "</a>");
+    let tokens = prompt(3, 40);
+    let scores = |choices: &Choices, max_sequences: usize| {
+        let mut decoder = Decoder::load(&file, DecoderOptions { max_sequences, ..OPTIONS }).unwrap();
+        let sequence = decoder.open_sequence();
+        decoder.forward(&[Step { sequence, tokens: &tokens, logits: LogitsFor::None, adapter: None }]).unwrap();
+        choices.log_probs(&mut decoder, &[sequence], None).unwrap().remove(0)
+    };
+    let many = scores(&choices, 8);
+    assert_eq!(many, scores(&choices, 1));
+    assert!(many.iter().all(|it| *it < 0.0) && many.len() == 3);
+    // What closes a text is no part of it where its only token says all.
+    let row = &all_logits(&mut decoder(Format::F32), &tokens, None)[39 * TINY.vocab..];
+    let single = letters.single_tokens().unwrap();
+    assert_eq!(scores(&letters, 1), [log_softmax(row)[single[0] as usize], log_softmax(row)[single[1] as usize]]);
+    let behind = choices.behind(&tokenizer, "x");
+    let encoded = tokenizer.encode("x5</a>", crate::Special::Parse);
+    let mut decoder = decoder(Format::F32);
+    let sequence = decoder.open_sequence();
+    decoder.forward(&[Step { sequence, tokens: &tokens, logits: LogitsFor::None, adapter: None }]).unwrap();
+    let expected = score_continuations(&mut decoder, sequence, &[encoded], None).unwrap();
+    assert_eq!(behind.log_probs(&mut decoder, &[sequence], None).unwrap()[0][0], expected[0]);
 }
 
 #[test]

@@ -97,6 +97,12 @@ pub enum ModelError {
     /// A step without tokens, or a request without a prompt.
     #[error("a step or prompt has no tokens")]
     EmptyStep,
+    /// A continuation without tokens: there is nothing to score.
+    #[error("continuation {index}: has no tokens")]
+    EmptyContinuation {
+        /// Its place among those given, from 0.
+        index: usize,
+    },
     /// A request for no tokens.
     #[error("max_tokens is 0: there is nothing to generate")]
     NothingToGenerate,

@@ -61,10 +61,12 @@ fn run<D: Decode>(engine: &mut Engine<D>, requests: &[Request]) -> Result<Vec<Co
 /// `ln p(continuation | prefix)` of each continuation, summed over its tokens, in one forward pass.
 ///
 /// `prefix` is an open sequence whose last token has *not* been judged yet: its last token is run again, so that
-/// its logits are at hand. It is left as it was. An empty continuation has log-probability 0.
+/// its logits are at hand. It is left as it was. Its pages are shared by all continuations but for the last one, so a
+/// continuation's score is the same in any company.
 ///
 /// # Errors
-/// Those of [`Decode::forward`]; [`ModelError::EmptyStep`] when the prefix has no tokens.
+/// [`ModelError::EmptyContinuation`]; [`ModelError::EmptyStep`] when the prefix has no tokens; those of
+/// [`Decode::forward`], such as [`ModelError::ContextFull`].
 pub fn score_continuations<D: Decode>(
     decoder: &mut D,
     prefix: SequenceId,
@@ -74,6 +76,14 @@ pub fn score_continuations<D: Decode>(
     let held = decoder.tokens(prefix).ok_or(ModelError::UnknownSequence { sequence: prefix })?;
     let last = *held.last().ok_or(ModelError::EmptyStep)?;
     let stem_len = held.len() - 1;
+    let vocab = decoder.vocab();
+    for (index, continuation) in continuations.iter().enumerate() {
+        // The last token is never run, so nothing else looks at it.
+        let token = *continuation.last().ok_or(ModelError::EmptyContinuation { index })?;
+        if token as usize >= vocab {
+            return Err(ModelError::UnknownToken { token, vocab });
+        }
+    }
     let mut forks = Vec::with_capacity(continuations.len());
     let scores = score_forks(decoder, prefix, (stem_len, last), continuations, adapter, &mut forks);
     for fork in forks {
@@ -106,9 +116,7 @@ fn score_forks<D: Decode>(
         .collect();
     let logits = decoder.forward(&steps)?;
     let score = |(step, continuation): (usize, &Vec<TokenId>)| {
-        let of_token = |(row, token): (usize, &TokenId)| {
-            log_softmax(logits.row(step, row)).get(*token as usize).copied().unwrap_or(f32::NEG_INFINITY)
-        };
+        let of_token = |(row, token): (usize, &TokenId)| log_softmax(logits.row(step, row))[*token as usize];
         continuation.iter().enumerate().map(of_token).sum()
     };
     Ok(continuations.iter().enumerate().map(score).collect())

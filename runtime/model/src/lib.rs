@@ -3,9 +3,11 @@
 //! One runtime serves requests, plays episodes in training and answers the gates. It knows nothing of HTTP,
 //! environments or training.
 
+mod adapter_file;
 mod batch;
 mod buffers;
 mod chat;
+mod choices;
 mod config;
 mod decode;
 mod decoder;
@@ -29,12 +31,15 @@ mod engine_tests;
 #[cfg(test)]
 mod fixtures;
 
+pub use adapter_file::read_adapter;
 pub use chat::{ChatTemplate, Message, Turn};
+pub use choices::Choices;
 pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
-pub use decoder::{Decoder, DecoderOptions, KvFormat};
+pub use decoder::{Decoder, DecoderOptions};
 pub use engine::{Engine, EngineEvent, Finish, Request};
 pub use error::ModelError;
+pub use fsq_kernels::KvFormat;
 pub use generate::{Completion, generate_batch, score_continuations};
 pub use observe::ColumnSums;
 pub use policy::LoadedPolicy;

@@ -224,12 +224,7 @@ impl<B: Backend> LoadedAdapter<B> {
             let (layer, module) = find_module(path, dimensions)?;
             check_shape(path, pair, module.shape)?;
             for (linear, rows) in module.rows(dimensions) {
-                let permuted = dimensions.architecture.description().qk_permuted;
-                let heads = match linear {
-                    Linear::Q if permuted => Some(dimensions.n_heads),
-                    Linear::K if permuted => Some(dimensions.n_kv_heads),
-                    _ => None,
-                };
+                let heads = architecture::permuted_heads(dimensions, linear);
                 let shape = [rows.len(), pair.rank];
                 let b = &pair.b[rows.start * pair.rank..rows.end * pair.rank];
                 let reordered = heads.map(|it| architecture::permute_rotary_rows(b, it, pair.rank));

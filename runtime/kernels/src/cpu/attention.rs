@@ -1,4 +1,6 @@
-//! Attention over paged keys and values in f16, with f32 sums. Knows no sequences, only their pages.
+//! Attention over paged keys and values, with f32 sums. Knows no sequences, only their pages.
+//!
+//! This file has keys and values in f16, `quantized` has those in 8 bits.
 //!
 //! Queries and weights are rounded to f16 before they meet keys and values, as in llama.cpp's `ggml_mul_mat` with a
 //! matrix in f16: finer ones would be no nearer to what the file was judged by, and would part greedy tokens.
@@ -6,14 +8,17 @@
 //! Keys lie in tiles of 16 tokens (`[head_dim][16]`) and values in tiles of 16 dimensions (`[tokens][16]`), so both
 //! products are the tile product of matrices: scores are 16 tokens at a time, outputs 16 dimensions at a time.
 
+mod quantized;
+
 use std::ops::Range;
 
+use super::activations::{Rounded32, RoundedRows};
 use super::elementwise::ExpShifted;
 use super::isa::{Choice, Isa, Kernel, LANES, dispatch};
 use super::memory::Zeroed;
 use super::pool::Pool;
 use super::tiles::floats::{F16, add_dots};
-use crate::{Attending, CacheShape, KernelError, PAGE_TOKENS, Slot, Span};
+use crate::{Attending, CacheShape, KernelError, KvFormat, PAGE_TOKENS, Slot, Span};
 
 /// Token tiles of a page.
 const PAGE_TILES: usize = PAGE_TOKENS / LANES;
@@ -24,43 +29,42 @@ const ROWS_AT_ONCE: usize = 8;
 #[derive(Debug)]
 pub struct CpuCache {
     shape: CacheShape,
-    /// `[layer][page][kv head][keys, then values]` of `PAGE_TOKENS * head_dim` halves each
-    halves: Zeroed,
+    /// `[layer][page][kv head][keys, then values]`
+    bytes: Zeroed,
 }
 
 impl CpuCache {
     pub(crate) fn new(shape: CacheShape) -> Result<Self, KernelError> {
         assert!(shape.head_dim.is_multiple_of(LANES), "heads of a multiple of {LANES} dimensions");
-        let sizes =
-            [2 * size_of::<F16>(), shape.n_kv_heads, PAGE_TOKENS, shape.head_dim, shape.n_layers, shape.n_pages];
-        let bytes = sizes.iter().try_fold(1usize, |bytes, size| bytes.checked_mul(*size));
-        let bytes = bytes.ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
-        Ok(Self { shape, halves: Zeroed::new(bytes)? })
+        let bytes = shape.bytes().ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
+        Ok(Self { shape, bytes: Zeroed::new(bytes)? })
     }
 
-    /// Keys of one head in one page, `[token tile][head_dim][16]`, and values, `[dim tile][token][16]`.
+    /// Keys of one head in one page in f16, `[token tile][head_dim][16]`, and values, `[dim tile][token][16]`.
     #[inline(always)]
-    fn head(&self, layer: usize, page: u32, head: usize) -> (&[[F16; LANES]], &[[F16; LANES]]) {
-        let n = PAGE_TOKENS * self.shape.head_dim / LANES;
-        let at = self.head_at(layer, page, head);
-        let lanes: &[[F16; LANES]] = self.halves.parts();
-        lanes[at..at + 2 * n].split_at(n)
+    fn halves(&self, layer: usize, page: u32, head: usize) -> (&[[F16; LANES]], &[[F16; LANES]]) {
+        let bytes: &[u8] = self.bytes.parts();
+        let lanes: &[[F16; LANES]] = bytemuck::cast_slice(&bytes[self.head(layer, page, head)]);
+        lanes.split_at(lanes.len() / 2)
     }
 
-    /// Where a head's keys begin, in units of 16 halves.
+    /// Where a head's keys and values of one page lie, in bytes.
     #[inline(always)]
-    fn head_at(&self, layer: usize, page: u32, head: usize) -> usize {
+    fn head(&self, layer: usize, page: u32, head: usize) -> Range<usize> {
         assert!((page as usize) < self.shape.n_pages && head < self.shape.n_kv_heads, "a page of the cache");
+        let n = 2 * PAGE_TOKENS * self.shape.format.head_bytes(self.shape.head_dim);
         let page = layer * self.shape.n_pages + page as usize;
-        (page * self.shape.n_kv_heads + head) * 2 * PAGE_TOKENS * self.shape.head_dim / LANES
+        let start = (page * self.shape.n_kv_heads + head) * n;
+        start..start + n
     }
 
     /// Copies a page in all layers.
     pub(crate) fn copy_page(&mut self, from: u32, to: u32) {
-        let n = self.shape.n_kv_heads * 2 * PAGE_TOKENS * self.shape.head_dim;
         for layer in 0..self.shape.n_layers {
-            let at = |page: u32| (layer * self.shape.n_pages + page as usize) * n;
-            self.halves.parts_mut::<F16>().copy_within(at(from)..at(from) + n, at(to));
+            for head in 0..self.shape.n_kv_heads {
+                let (from, to) = (self.head(layer, from, head), self.head(layer, to, head));
+                self.bytes.parts_mut::<u8>().copy_within(from, to.start);
+            }
         }
     }
 }
@@ -79,15 +83,25 @@ impl Kernel for Store<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
+        match self.cache.shape.format {
+            KvFormat::F16 => self.halves(isa),
+            KvFormat::Q8_0 => self.levels(isa),
+        }
+    }
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    fn halves<S: Isa>(self, isa: S) {
         let CacheShape { n_kv_heads, head_dim: dim, .. } = self.cache.shape;
-        let per_part = PAGE_TOKENS * dim / LANES;
         let rows = self.keys.chunks_exact(dim).zip(self.values.chunks_exact(dim));
         for (index, (keys, values)) in rows.take(self.slots.len() * n_kv_heads).enumerate() {
             let slot = self.slots[index / n_kv_heads];
             let token = slot.offset as usize;
-            let at = self.cache.head_at(self.layer, slot.page, index % n_kv_heads);
-            let lanes: &mut [[u16; LANES]] = self.cache.halves.parts_mut();
-            let (key_lanes, value_lanes) = lanes[at..at + 2 * per_part].split_at_mut(per_part);
+            let head = self.cache.head(self.layer, slot.page, index % n_kv_heads);
+            let bytes: &mut [u8] = self.cache.bytes.parts_mut();
+            let lanes: &mut [[u16; LANES]] = bytemuck::cast_slice_mut(&mut bytes[head]);
+            let (key_lanes, value_lanes) = lanes.split_at_mut(PAGE_TOKENS * dim / LANES);
             let key_tile = &mut key_lanes[token / LANES * dim..][..dim];
             for (part, keys) in key_tile.chunks_exact_mut(LANES).zip(keys.as_chunks::<LANES>().0) {
                 let mut halves = [0; LANES];
@@ -177,9 +191,11 @@ impl Output {
 /// Memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    /// `[rows, head_dim]`, rounded to f16
+    /// `[rows, head_dim]`, rounded to f16 where keys are in f16
     queries: Vec<f32>,
-    /// `[rows, positions]`: scores, then weights, rounded to f16
+    /// The same in 8 bits where keys are, a head's width filled up to whole blocks
+    rounded: RoundedRows<Rounded32>,
+    /// `[rows, positions]`: scores, then weights, rounded to f16 where values are in f16
     scores: Vec<f32>,
     /// `[rows, head_dim]`
     out: Vec<f32>,
@@ -195,6 +211,14 @@ struct Found {
     longest: usize,
     /// Floats from one row of weights to the next.
     stride: usize,
+}
+
+impl Found {
+    /// The pages that the rows see.
+    #[inline(always)]
+    fn pages<'a>(&self, span: &Span<'a>) -> &'a [u32] {
+        &span.pages[self.page..][..self.longest.div_ceil(PAGE_TOKENS)]
+    }
 }
 
 struct Run<'a> {
@@ -229,9 +253,8 @@ impl Run<'_> {
     /// Query rows `first..first + M` of the piece; returns `M`.
     #[inline(always)]
     fn rows<S: Isa, const M: usize>(&mut self, isa: S, first: usize) -> usize {
-        let cache = self.attention.cache;
-        let (dim, layer, head) = (cache.shape.head_dim, self.attention.layer, self.piece.head);
-        let group = self.attention.attending.n_heads / cache.shape.n_kv_heads;
+        let CacheShape { head_dim: dim, n_kv_heads, .. } = self.attention.cache.shape;
+        let group = self.attention.attending.n_heads / n_kv_heads;
         let span = self.piece.span;
         // A row sees the positions up to its own, from the first of its window. Pages before the first row's are not
         // touched: whole pages, so that a position meets the same lane in any company.
@@ -242,48 +265,70 @@ impl Run<'_> {
         let seen: [Range<usize>; M] = end.map(|end| start(end) - before..end - before);
         let longest = end[M - 1] - before;
         let stride = longest.next_multiple_of(PAGE_TOKENS);
-        let pages = &span.pages[first_page..][..longest.div_ceil(PAGE_TOKENS)];
+        let found = Found { first, page: first_page, longest, stride };
         self.scratch.scores.clear();
         self.scratch.scores.resize(M * stride, 0.0);
         self.scratch.queries.clear();
         for row in first..first + M {
             let token = span.first_token + self.piece.first + row / group;
-            let query = token * self.attention.attending.n_heads + head * group + row % group;
+            let query = token * self.attention.attending.n_heads + self.piece.head * group + row % group;
             self.scratch.queries.extend_from_slice(&self.attention.queries[query * dim..(query + 1) * dim]);
         }
+        let format = self.attention.cache.shape.format;
+        match format {
+            KvFormat::F16 => self.score_halves::<S, M>(isa, &found),
+            KvFormat::Q8_0 => self.score_levels::<S, M>(isa, &found),
+        }
+        for (scores, seen) in self.scratch.scores.chunks_exact_mut(stride).zip(seen) {
+            weigh(isa, scores, seen, format);
+        }
+        match format {
+            KvFormat::F16 => self.all_halves::<S, M>(isa, &found),
+            KvFormat::Q8_0 => self.all_levels::<S, M>(isa, &found),
+        }
+        M
+    }
+
+    /// Products of queries and keys, scaled.
+    #[inline(always)]
+    fn score_halves<S: Isa, const M: usize>(&mut self, isa: S, found: &Found) {
+        let (cache, layer, head) = (self.attention.cache, self.attention.layer, self.piece.head);
+        let dim = cache.shape.head_dim;
         round_to_halves(isa, &mut self.scratch.queries, 1.0);
+        let pages = found.pages(&self.piece.span);
         let queries: [&[f32]; M] = std::array::from_fn(|row| &self.scratch.queries[row * dim..(row + 1) * dim]);
         for (index, page) in pages.iter().enumerate() {
-            let (keys, values) = cache.head(layer, *page, head);
+            let (keys, values) = cache.halves(layer, *page, head);
             // The pages of many sequences do not fit the processor's caches: these come from memory, so ask early.
             if let Some(next) = pages.get(index + 1) {
-                isa.prefetch(cache.head(layer, *next, head).0);
+                isa.prefetch(cache.halves(layer, *next, head).0);
             }
             isa.prefetch(values);
             let mut sums = [[isa.splat(0.0); PAGE_TILES]; M];
             let tiles: [_; PAGE_TILES] = std::array::from_fn(|tile| &keys[tile * dim..(tile + 1) * dim]);
             add_dots(isa, tiles, queries, &mut sums);
             for row in 0..M {
-                let scores = &mut self.scratch.scores[row * stride + index * PAGE_TOKENS..][..PAGE_TOKENS];
+                let scores = &mut self.scratch.scores[row * found.stride + index * PAGE_TOKENS..][..PAGE_TOKENS];
                 for (scores, sum) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(sums[row]) {
                     isa.store(isa.mul(sum, isa.splat(self.attention.attending.scale)), scores);
                 }
             }
         }
-        for (scores, seen) in self.scratch.scores.chunks_exact_mut(stride).zip(seen) {
-            weigh(isa, scores, seen);
-        }
+    }
+
+    /// Sums the values of all dimensions by their weights.
+    #[inline(always)]
+    fn all_halves<S: Isa, const M: usize>(&mut self, isa: S, found: &Found) {
+        let n_tiles = self.attention.cache.shape.head_dim / LANES;
         let mut tile = 0;
-        while tile < dim / LANES {
-            let found = Found { first, page: first_page, longest, stride };
+        while tile < n_tiles {
             // Four tiles at once keep enough sums in flight to hide the latency of adding to them.
-            tile += match dim / LANES - tile {
-                4.. if S::ROWS_MAX >= 8 && M <= 4 => self.values::<S, M, 4>(isa, tile, &found),
-                2.. => self.values::<S, M, 2>(isa, tile, &found),
-                _ => self.values::<S, M, 1>(isa, tile, &found),
+            tile += match n_tiles - tile {
+                4.. if S::ROWS_MAX >= 8 && M <= 4 => self.values::<S, M, 4>(isa, tile, found),
+                2.. => self.values::<S, M, 2>(isa, tile, found),
+                _ => self.values::<S, M, 1>(isa, tile, found),
             };
         }
-        M
     }
 
     /// Sums the values of `N` tiles of dimensions by their weights; returns `N`.
@@ -292,11 +337,10 @@ impl Run<'_> {
         let cache = self.attention.cache;
         let dim = cache.shape.head_dim;
         let mut sums = [[isa.splat(0.0); N]; M];
-        let pages = &self.piece.span.pages[found.page..][..found.longest.div_ceil(PAGE_TOKENS)];
-        for (index, page) in pages.iter().enumerate() {
+        for (index, page) in found.pages(&self.piece.span).iter().enumerate() {
             let start = index * PAGE_TOKENS;
             let n = PAGE_TOKENS.min(found.longest - start);
-            let (_, values) = cache.head(self.attention.layer, *page, self.piece.head);
+            let (_, values) = cache.halves(self.attention.layer, *page, self.piece.head);
             let tiles: [_; N] = std::array::from_fn(|it| &values[(tile + it) * PAGE_TOKENS..][..n]);
             let weights: [_; M] = std::array::from_fn(|row| &self.scratch.scores[row * found.stride + start..][..n]);
             add_dots(isa, tiles, weights, &mut sums);
@@ -315,7 +359,7 @@ impl Run<'_> {
 
 /// Turns the scores of a range into weights that add up to one, and the others into zeroes.
 #[inline(always)]
-fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: Range<usize>) {
+fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: Range<usize>, format: KvFormat) {
     let padded = seen.end.next_multiple_of(LANES);
     // Past the end lies whatever the page held before: it must not be seen, nor what the window has left behind.
     scores[..seen.start].fill(f32::NEG_INFINITY);
@@ -326,7 +370,14 @@ fn weigh<S: Isa>(isa: S, scores: &mut [f32], seen: Range<usize>) {
     }
     let largest = isa.largest(largest);
     let sum = ExpShifted { x: &mut scores[..padded], shift: largest, factor: 1.0 }.run(isa);
-    round_to_halves(isa, &mut scores[..padded], 1.0 / sum);
+    match format {
+        KvFormat::F16 => round_to_halves(isa, &mut scores[..padded], 1.0 / sum),
+        KvFormat::Q8_0 => {
+            for lanes in scores[..padded].as_chunks_mut::<LANES>().0 {
+                isa.store(isa.mul(isa.load(lanes), isa.splat(1.0 / sum)), lanes);
+            }
+        }
+    }
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::*;
-use crate::{PAGE_TOKENS, RotaryPairs};
+use crate::{KvFormat, PAGE_TOKENS, RotaryPairs};
 
 /// Numbers from -1 to 1 that look random; the same for the same seed.
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -305,23 +305,49 @@ fn halved(values: &[f32]) -> Vec<f32> {
     values.iter().map(|it| half::f16::from_f32(*it).to_f32()).collect()
 }
 
+/// Rounds to 8 bits and back as the cache does, heads of `dim` numbers: a head's last block is filled up with zeroes.
+fn rounded_to_levels(values: &[f32], dim: usize) -> Vec<f32> {
+    let of_block = |block: &[f32]| {
+        let mut padded = [0.0; 32];
+        padded[..block.len()].copy_from_slice(block);
+        let bytes = encoded(Format::Q8_0, &padded, 32);
+        Format::Q8_0.decode(&bytes, &mut padded);
+        padded[..block.len()].to_vec()
+    };
+    values.chunks(dim).flat_map(|head| head.chunks(32)).flat_map(of_block).collect()
+}
+
+/// What a cache of a format keeps of numbers, and queries are rounded to before they meet keys.
+fn kept(format: KvFormat, values: &[f32], dim: usize) -> Vec<f32> {
+    match format {
+        KvFormat::F16 => halved(values),
+        KvFormat::Q8_0 => rounded_to_levels(values, dim),
+    }
+}
+
 /// Attention of one query over all keys and values, `[positions, dim]`, in f64.
-fn attend_naively(attending: &Attending, query: &[f32], keys: &[&[f32]], values: &[&[f32]]) -> Vec<f32> {
+fn attend_naively(
+    (attending, format): (&Attending, KvFormat),
+    query: &[f32],
+    keys: &[&[f32]],
+    values: &[&[f32]],
+) -> Vec<f32> {
     let dim = query.len();
     let dot = |key: &&[f32]| key.iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let scores: Vec<f64> = keys.iter().map(|it| dot(it) * f64::from(attending.scale)).collect();
     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|it| (it - largest).exp()).collect();
     let total: f64 = weights.iter().sum();
-    // Weights meet values in f16.
-    let weights: Vec<f64> = weights.iter().map(|it| half::f16::from_f64(it / total).to_f64()).collect();
+    // Weights meet values in f16 where values are in f16.
+    let rounded = |weight: f64| if format == KvFormat::F16 { half::f16::from_f64(weight).to_f64() } else { weight };
+    let weights: Vec<f64> = weights.iter().map(|it| rounded(it / total)).collect();
     let out = |d: usize| weights.iter().zip(values).map(|(w, v)| w * f64::from(v[d])).sum::<f64>();
     (0..dim).map(|d| out(d) as f32).collect()
 }
 
 /// What the tokens of one sequence see of each other; `tokens` are its rows of queries, keys and values.
 fn attend_sequence(
-    attending: &Attending,
+    (attending, format): (&Attending, KvFormat),
     (n_kv_heads, dim): (usize, usize),
     tokens: Range<usize>,
     [queries, keys, values]: [&[f32]; 3],
@@ -334,10 +360,65 @@ fn attend_sequence(
             let keys: Vec<&[f32]> = (start..=token).map(|it| &keys[row(it)..][..dim]).collect();
             let values: Vec<&[f32]> = (start..=token).map(|it| &values[row(it)..][..dim]).collect();
             let query = &queries[(token * attending.n_heads + head) * dim..][..dim];
-            out.extend(attend_naively(attending, query, &keys, &values));
+            out.extend(attend_naively((attending, format), query, &keys, &values));
         }
     }
     out
+}
+
+/// Sequences of these lengths in pages of one cache, against a list; then one token from a copy of its last page.
+fn check_attention(
+    cpu: &Cpu,
+    format: KvFormat,
+    attending: Attending,
+    (n_kv_heads, dim): (usize, usize),
+    lengths: &[usize],
+) {
+    let n_heads = attending.n_heads;
+    let total: usize = lengths.iter().sum();
+    let keys = numbers(17, total * n_kv_heads * dim);
+    let values = numbers(18, total * n_kv_heads * dim);
+    let queries: Vec<f32> = numbers(19, total * n_heads * dim).iter().map(|it| it * 3.0).collect();
+    let shape = CacheShape { format, n_layers: 2, n_pages: 16, n_kv_heads, head_dim: dim };
+    let mut cache = cpu.cache(shape).unwrap();
+    // What another sequence left behind must not matter.
+    let dirt = buffer(cpu, &vec![f32::NAN; 16 * PAGE_TOKENS * n_kv_heads * dim]);
+    let everywhere: Vec<Slot> =
+        (0..16 * PAGE_TOKENS as u32).map(|it| Slot { page: it / 32, offset: it % 32 }).collect();
+    cpu.store(&mut cache, 1, &dirt, &dirt, &everywhere);
+    let (mut pages, mut slots, mut next) = (Vec::new(), Vec::new(), 15);
+    for length in lengths {
+        let own: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).map(|it| next - it).collect();
+        next -= own.len() as u32;
+        slots.extend((0..*length).map(|it| Slot { page: own[it / PAGE_TOKENS], offset: (it % PAGE_TOKENS) as u32 }));
+        pages.push(own);
+    }
+    cpu.store(&mut cache, 1, &buffer(cpu, &keys), &buffer(cpu, &values), &slots);
+    let seen = [&queries, &keys, &values].map(|it| kept(format, it, dim));
+    let seen = [seen[0].as_slice(), &seen[1], &seen[2]];
+    let (mut spans, mut expected, mut first) = (Vec::new(), Vec::new(), 0);
+    for (length, pages) in lengths.iter().zip(&pages) {
+        spans.push(Span { first_token: first, n_tokens: *length, position: 0, pages });
+        expected.extend(attend_sequence((&attending, format), (n_kv_heads, dim), first..first + length, seen));
+        first += length;
+    }
+    let queries = buffer(cpu, &queries);
+    let mut out = cpu.buffer(total * n_heads * dim).unwrap();
+    cpu.attend(&cache, 1, &queries, attending, &spans, &mut out);
+    // A weight that lies between two halves may go either way; and a level, since the reference rounds ties away from
+    // zero and by the inverse of the scale.
+    let tolerance = if format == KvFormat::F16 { 1e-9 } else { 1e-6 };
+    agree(&format!("attend {} {dim}", format.name()), cpu, &expected, out.values(), tolerance);
+
+    let (length, own) = (lengths[0], &pages[0]);
+    cpu.copy_page(&mut cache, own[own.len() - 1], 0);
+    let mut copied = own.clone();
+    *copied.last_mut().unwrap() = 0;
+    let span = Span { first_token: length - 1, n_tokens: 1, position: length - 1, pages: &copied };
+    let mut again = cpu.buffer(total * n_heads * dim).unwrap();
+    cpu.attend(&cache, 1, &queries, attending, &[span], &mut again);
+    let row = (length - 1) * n_heads * dim..length * n_heads * dim;
+    assert_eq!(again.values()[row.clone()], out.values()[row]);
 }
 
 #[test]
@@ -350,62 +431,25 @@ fn attention_over_pages_equals_attention_over_a_list() {
             (4, 2, 48, Some(9), vec![70, 1, 33]),
             (2, 2, 16, Some(40), vec![101, 40]),
             (2, 1, 16, Some(1), vec![34]),
+            (8, 2, 80, None, vec![45, 2]),
+            (4, 4, 96, Some(20), vec![45]),
+            (8, 1, 128, None, vec![67, 3]),
         ] {
-            let scale = if window.is_some() { 0.3 } else { 1.0 / (dim as f32).sqrt() };
-            let attending = Attending { n_heads, scale, window };
-            let total: usize = lengths.iter().sum();
-            let keys = numbers(17, total * n_kv_heads * dim);
-            let values = numbers(18, total * n_kv_heads * dim);
-            let queries: Vec<f32> = numbers(19, total * n_heads * dim).iter().map(|it| it * 3.0).collect();
-            // Queries meet keys in f16.
-            let rounded = halved(&queries);
-            let shape = CacheShape { n_layers: 2, n_pages: 16, n_kv_heads, head_dim: dim };
-            let mut cache = cpu.cache(shape).unwrap();
-            // What another sequence left behind must not matter.
-            let dirt = vec![f32::NAN; 16 * PAGE_TOKENS * n_kv_heads * dim];
-            let everywhere: Vec<Slot> =
-                (0..16 * PAGE_TOKENS as u32).map(|it| Slot { page: it / 32, offset: it % 32 }).collect();
-            cpu.store(&mut cache, 1, &buffer(cpu, &dirt), &buffer(cpu, &dirt), &everywhere);
-            let (mut pages, mut slots, mut next) = (Vec::new(), Vec::new(), 15);
-            for length in &lengths {
-                let own: Vec<u32> = (0..length.div_ceil(PAGE_TOKENS) as u32).map(|it| next - it).collect();
-                next -= own.len() as u32;
-                slots.extend(
-                    (0..*length).map(|it| Slot { page: own[it / PAGE_TOKENS], offset: (it % PAGE_TOKENS) as u32 }),
-                );
-                pages.push(own);
+            for format in KvFormat::ALL {
+                let scale = if window.is_some() { 0.3 } else { 1.0 / (dim as f32).sqrt() };
+                check_attention(cpu, format, Attending { n_heads, scale, window }, (n_kv_heads, dim), &lengths);
             }
-            cpu.store(&mut cache, 1, &buffer(cpu, &keys), &buffer(cpu, &values), &slots);
-            let (keys, values) = (halved(&keys), halved(&values));
-            let (mut spans, mut expected, mut first) = (Vec::new(), Vec::new(), 0);
-            for (length, pages) in lengths.iter().zip(&pages) {
-                spans.push(Span { first_token: first, n_tokens: *length, position: 0, pages });
-                expected.extend(attend_sequence(
-                    &attending,
-                    (n_kv_heads, dim),
-                    first..first + length,
-                    [&rounded, &keys, &values],
-                ));
-                first += length;
-            }
-            let queries = buffer(cpu, &queries);
-            let mut out = cpu.buffer(total * n_heads * dim).unwrap();
-            cpu.attend(&cache, 1, &queries, attending, &spans, &mut out);
-            // A weight that lies between two halves may go either way.
-            agree("attend", cpu, &expected, out.values(), 1e-9);
-
-            // One token alone, from a copy of its last page, is the same bits.
-            let (length, own) = (lengths[0], &pages[0]);
-            cpu.copy_page(&mut cache, own[own.len() - 1], 0);
-            let mut copied = own.clone();
-            *copied.last_mut().unwrap() = 0;
-            let span = Span { first_token: length - 1, n_tokens: 1, position: length - 1, pages: &copied };
-            let mut again = cpu.buffer(total * n_heads * dim).unwrap();
-            cpu.attend(&cache, 1, &queries, attending, &[span], &mut again);
-            let row = (length - 1) * n_heads * dim..length * n_heads * dim;
-            assert_eq!(again.values()[row.clone()], out.values()[row]);
         }
     });
+}
+
+#[test]
+fn a_cache_in_8_bits_is_little_more_than_half_as_large() {
+    let shape = |format| CacheShape { format, n_layers: 3, n_pages: 5, n_kv_heads: 2, head_dim: 64 };
+    let n = 2 * 3 * 5 * PAGE_TOKENS * 2 * 64;
+    assert_eq!(shape(KvFormat::F16).bytes(), Some(2 * n));
+    assert_eq!(shape(KvFormat::Q8_0).bytes(), Some(n + n / 16));
+    assert_eq!(KvFormat::Q8_0.head_bytes(80), 80 + 6);
 }
 
 #[test]
@@ -416,6 +460,6 @@ fn wrong_weights_are_errors_that_name_them() {
     assert!(error.contains("blk.0.ffn_up.weight") && error.contains("256"), "{error}");
     let error = cpu.load(WeightView { cols: 256, bytes: &[0; 100], ..view }).unwrap_err().to_string();
     assert!(error.contains("144 bytes, found 100"), "{error}");
-    let huge = CacheShape { n_layers: usize::MAX, n_pages: 2, n_kv_heads: 2, head_dim: 16 };
+    let huge = CacheShape { format: KvFormat::Q8_0, n_layers: usize::MAX, n_pages: 2, n_kv_heads: 2, head_dim: 16 };
     assert!(matches!(cpu.cache(huge), Err(KernelError::OutOfMemory { .. })));
 }

@@ -31,6 +31,17 @@ impl FloatLane for f32 {
     }
 }
 
+/// A level without its scale.
+impl FloatLane for i8 {
+    #[inline(always)]
+    fn load<S: Isa>(isa: S, from: &[Self; LANES]) -> S::F {
+        isa.load_i8(from)
+    }
+    fn value(self) -> f32 {
+        f32::from(self)
+    }
+}
+
 impl FloatLane for F16 {
     #[inline(always)]
     fn load<S: Isa>(isa: S, from: &[Self; LANES]) -> S::F {
