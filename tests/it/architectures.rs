@@ -213,8 +213,11 @@ fn far_from_stock(case: &Case, mix: Mix, file: &Path, rows: &[f32], limit: f64) 
 /// The case with rows of whole super-blocks, where its heads do not depend on the width.
 fn widened(mut case: Case) -> Case {
     if let Some(config) = case.config.as_object_mut().filter(|it| it.contains_key("head_dim")) {
-        for key in ["hidden_size", "intermediate_size", "moe_intermediate_size"] {
-            if let Some(width) = config.get_mut(key) {
+        // llama.cpp loads a Qwen2 only where its heads together are as wide as the stream.
+        let is_bound = config["model_type"] == "qwen2";
+        let widths: &[&str] = if is_bound { &[] } else { &["hidden_size", "moe_intermediate_size"] };
+        for key in widths.iter().chain(&["intermediate_size"]) {
+            if let Some(width) = config.get_mut(*key) {
                 *width = width.as_u64().unwrap().next_multiple_of(256).into();
             }
         }
