@@ -20,7 +20,9 @@ use crate::tree::root;
 const DISTANCE_MAX: f64 = 1e-3;
 /// The same from llama.cpp's, which rounds alike in `F32` files.
 const STOCK_DISTANCE_MAX: f64 = 1e-3;
-/// And in quantized files, where both round activations to 8 bits too: a last bit of a sum tips a level over.
+/// And in quantized files, where both round activations to 8 bits too: a last bit of a sum tips a level over. With
+/// flash attention and without, llama.cpp is 3e-3 to 8e-3 from itself in these files; with repacked weights and without,
+/// up to 5e-3 in `Q4_K_M`.
 const STOCK_QUANTIZED_DISTANCE_MAX: f64 = 1e-2;
 
 /// One policy of the fixture.
@@ -213,8 +215,11 @@ fn far_from_stock(case: &Case, mix: Mix, file: &Path, rows: &[f32], limit: f64) 
 /// The case with rows of whole super-blocks, where its heads do not depend on the width.
 fn widened(mut case: Case) -> Case {
     if let Some(config) = case.config.as_object_mut().filter(|it| it.contains_key("head_dim")) {
-        for key in ["hidden_size", "intermediate_size", "moe_intermediate_size"] {
-            if let Some(width) = config.get_mut(key) {
+        // llama.cpp loads a Qwen2 only where its heads together are as wide as the stream.
+        let is_bound = config["model_type"] == "qwen2";
+        let widths: &[&str] = if is_bound { &[] } else { &["hidden_size", "moe_intermediate_size"] };
+        for key in widths.iter().chain(&["intermediate_size"]) {
+            if let Some(width) = config.get_mut(*key) {
                 *width = width.as_u64().unwrap().next_multiple_of(256).into();
             }
         }

@@ -20,6 +20,8 @@ use crate::tree::root;
 const DISTANCE_MAX: f64 = 2e-3;
 /// The same where llama.cpp rotates heads first, and rounds other numbers therefore; and from a cache in f16.
 const ROUNDING_MAX: f64 = 2e-2;
+/// Cases that are also held to llama.cpp where it rotates heads; a part, since each asks another process.
+const ROTATED: [&str; 4] = ["llama", "llama-yarn-attention", "qwen3", "gemma3"];
 
 fn rows(file: &Path, texts: &[Vec<u32>], kv: KvFormat, context_tokens: usize) -> Vec<f32> {
     let options = DecoderOptions { threads: 2, context_tokens, kv, max_sequences: 1 };
@@ -58,7 +60,8 @@ fn a_cache_in_8_bits_gives_the_logits_of_llama_cpp_with_one() {
             continue;
         }
         n += 1;
-        for (rotated, limit) in [(false, DISTANCE_MAX), (true, ROUNDING_MAX)] {
+        let ways = [(false, DISTANCE_MAX), (true, ROUNDING_MAX)];
+        for (rotated, limit) in ways.into_iter().take(if ROTATED.contains(&&*case.name) { 2 } else { 1 }) {
             let theirs = last_rows_with(&file, &texts, &json!({"kv": "q8_0", "rotated": rotated})).concat();
             let apart = relative_distance(&ours, &theirs);
             println!("{}: {apart:.1e} from llama.cpp, rotated: {rotated}", case.name);

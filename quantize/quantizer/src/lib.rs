@@ -2,7 +2,8 @@
 //!
 //! [`quantize`] streams a checkpoint with its adapters merged through [`fsq_gguf::Draft`], one tensor at a time.
 //! [`Plan`] says which tensor gets which format, [`Importance`] which columns matter, [`Provenance`] where all of it
-//! came from. [`write_adapter`] writes an adapter beside its base instead of merging it. Nothing here takes a GGUF file as the base of a merge: see [`open_base`].
+//! came from. [`write_adapter`] writes an adapter beside its base instead of merging it. Nothing here takes a GGUF file
+//! as the base of a merge: see [`open_base`].
 
 mod adapter;
 mod convert;
