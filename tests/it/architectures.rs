@@ -20,10 +20,10 @@ use crate::tree::root;
 const DISTANCE_MAX: f64 = 1e-3;
 /// The same from llama.cpp's, which rounds alike in `F32` files.
 const STOCK_DISTANCE_MAX: f64 = 1e-3;
-/// And in quantized files, where both round activations to 8 bits too: a last bit of a sum tips a level over. With
-/// flash attention and without, llama.cpp is 3e-3 to 8e-3 from itself in these files; with repacked weights and without,
-/// up to 5e-3 in `Q4_K_M`.
-const STOCK_QUANTIZED_DISTANCE_MAX: f64 = 1e-2;
+/// And in quantized files, where both round activations to 8 bits too: a last bit of a sum tips a level over, and the
+/// policies are so small that one level is seen. In these files llama.cpp with flash attention is 3e-3 to 1.3e-2 from
+/// itself without, and with repacked weights up to 5e-3 from itself without. We were 1.1e-2 away at most.
+const STOCK_QUANTIZED_DISTANCE_MAX: f64 = 2e-2;
 
 /// One policy of the fixture.
 pub(crate) struct Case {
