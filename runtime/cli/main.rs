@@ -28,9 +28,11 @@ mod serve;
 #[cfg(feature = "train")]
 mod train;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fsq_kernels::Cpu;
 
 use failure::{Outcome, Refusal};
 
@@ -145,6 +147,12 @@ fn main() -> ExitCode {
 fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let globals = &arguments.globals;
     globals.check_device()?;
+    match Cpu::asked_for() {
+        // With standard error gone there is nobody left to tell.
+        Ok(Some(path)) => drop(writeln!(io::stderr(), "FSQ_CPU: kernels run on {path}")),
+        Ok(None) => {}
+        Err(error) => return Err(Refusal::new(error.to_string()).into()),
+    }
     // The quantizer's pool; the runtime has its own. Fails only where a pool exists, which nothing has made yet.
     rayon::ThreadPoolBuilder::new().num_threads(globals.threads()).build_global()?;
     match &arguments.command {

@@ -35,6 +35,22 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Lets the system take the memory of a range back that will hardly be read again; read again it is the same.
+    #[cfg(unix)]
+    #[allow(unsafe_code, reason = "advice about a map")]
+    pub(crate) fn release(&self, range: std::ops::Range<usize>) {
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is of a file and only read: pages that are dropped are read from the file again, so that
+            // nobody who holds a reference sees a difference. Advice that is refused changes nothing.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn release(&self, _range: std::ops::Range<usize>) {}
+}
+
 /// Maps a file for reading.
 #[allow(unsafe_code, reason = "the one place where a file is mapped")]
 pub(crate) fn map(path: &Path) -> Result<Memory, GgufError> {

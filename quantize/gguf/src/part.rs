@@ -64,6 +64,11 @@ impl Part {
         &self.memory.bytes()[self.data_start..]
     }
 
+    /// Lets go of the memory of a range of the data.
+    pub(crate) fn release(&self, data: std::ops::Range<usize>) {
+        self.memory.release(self.data_start + data.start..self.data_start + data.end);
+    }
+
     /// What pads the header.
     pub(crate) fn header_padding(&self) -> &[u8] {
         &self.memory.bytes()[self.header_bytes..self.data_start]

@@ -181,6 +181,13 @@ impl Gguf {
         TensorView { name: &info.name, format: info.format, shape: &info.shape, bytes }
     }
 
+    /// Lets the system take the memory of a tensor's bytes back: for whoever has copied them. They can still be read.
+    pub fn release(&self, name: &str) {
+        if let Some(info) = self.places.get(name).map(|it| &self.tensors[*it]) {
+            self.parts[info.part].release(info.offset..info.offset + info.n_bytes);
+        }
+    }
+
     /// What tensors are aligned to in the file, or in its first part.
     pub fn alignment(&self) -> u32 {
         self.first().alignment()

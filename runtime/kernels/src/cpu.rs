@@ -47,7 +47,8 @@ struct Scratch {
 }
 
 impl Cpu {
-    /// A backend on so many threads, the calling one included, with the widest instructions of this machine.
+    /// A backend on so many threads, the calling one included, with the widest instructions of this machine or those
+    /// that [`Cpu::asked_for`] names.
     #[must_use]
     pub fn new(threads: usize) -> Self {
         Self::with_choice(threads, Choice::detect())
@@ -55,6 +56,17 @@ impl Cpu {
 
     fn with_choice(threads: usize, choice: Choice) -> Self {
         Self { choice, pool: Pool::new(threads.max(1)), scratch: Mutex::default() }
+    }
+
+    /// The instructions that the environment variable `FSQ_CPU` asks for, if it does. Backends are made for these, or,
+    /// where the machine lacks them, for the widest that it has: ask this first.
+    ///
+    /// # Errors
+    /// [`KernelError::Path`] names what the machine has.
+    pub fn asked_for() -> Result<Option<&'static str>, KernelError> {
+        let wish = Choice::wish();
+        let choice = Choice::asked_for(wish.as_deref())?;
+        Ok(wish.map(|_| choice.name()))
     }
 
     /// The instructions in use: `avx512-vnni`, `avx2` or `scalar`.
@@ -107,7 +119,7 @@ impl Backend for Cpu {
     }
 
     fn load(&self, weight: WeightView<'_>) -> Result<CpuMatrix, KernelError> {
-        CpuMatrix::load(weight)
+        CpuMatrix::load(&self.pool, weight)
     }
 
     fn write(&self, from: &[f32], into: &mut CpuBuffer) {

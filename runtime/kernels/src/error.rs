@@ -26,6 +26,16 @@ pub enum KernelError {
         /// What would fit, and what was found.
         expected: String,
     },
+    /// A wish for instructions that the machine does not have, or that nobody has heard of.
+    #[error("{variable}: expected one of {expected}, found `{found}`")]
+    Path {
+        /// The environment variable that holds the wish.
+        variable: &'static str,
+        /// What the machine has.
+        expected: String,
+        /// What was wished for.
+        found: String,
+    },
     /// Memory that the device does not have.
     #[error("out of memory: {bytes} bytes")]
     OutOfMemory {

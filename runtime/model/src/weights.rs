@@ -111,8 +111,8 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The rows of each linear of a module, as matrices of their own.
     fn module(&self, module: &Module, dimensions: &Dimensions, layer: &mut Layer<B>) -> Result<(), ModelError> {
-        let weight = format!("{}.weight", module.gguf);
-        let weight = self.view(&weight, &module.shape)?;
+        let name = format!("{}.weight", module.gguf);
+        let weight = self.view(&name, &module.shape)?;
         let bias = format!("{}.bias", module.gguf);
         let bias = if module.biased { Some(self.view(&bias, &module.shape[..1])?.to_f32()) } else { None };
         for (linear, rows) in module.rows(dimensions) {
@@ -121,6 +121,8 @@ impl<B: Backend> Loader<'_, B> {
                 bias: bias.as_ref().map(|it| self.buffer(&it[rows])).transpose()?,
             });
         }
+        // The device has its own copy: two would not fit where one does.
+        self.gguf.release(&name);
         Ok(())
     }
 
@@ -140,7 +142,9 @@ impl<B: Backend> Loader<'_, B> {
         };
         let [gate, up, down] = &views;
         let matrices = (0..experts.n).map(|it| Ok([one(gate, it)?, one(up, it)?, one(down, it)?]));
-        Ok(ExpertWeights { router, matrices: matrices.collect::<Result<_, ModelError>>()? })
+        let matrices = matrices.collect::<Result<_, ModelError>>()?;
+        views.iter().for_each(|it| self.gguf.release(it.name));
+        Ok(ExpertWeights { router, matrices })
     }
 
     fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
@@ -154,7 +158,9 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<B::Matrix, ModelError> {
-        self.rows(&self.view(name, &shape)?, 0..shape[0])
+        let matrix = self.rows(&self.view(name, &shape)?, 0..shape[0])?;
+        self.gguf.release(name);
+        Ok(matrix)
     }
 
     /// Some rows of a tensor; whole blocks, since each row is.

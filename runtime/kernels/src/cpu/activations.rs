@@ -25,8 +25,8 @@ pub(crate) struct Rounded32 {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rounded256 {
     pub(crate) scale: f32,
-    pub(crate) sums_16: [i32; SUPER / 16],
-    pub(crate) sums_32: [i32; SUPER / 32],
+    pub(crate) sums_16: [i16; SUPER / 16],
+    pub(crate) sums_32: [i16; SUPER / 32],
 }
 
 /// A block kind and how many activations it spans.
@@ -76,13 +76,11 @@ impl<B: RoundedBlock> RoundedRows<B> {
         self.blocks.resize(rows * columns / B::VALUES, B::default());
     }
 
-    /// Rounds all rows of `x`, `[rows, columns]`.
-    #[inline(always)]
-    pub(crate) fn round<S: Isa>(&mut self, isa: S, x: &[f32]) {
-        let quads = self.quads.chunks_exact_mut(B::VALUES / UNIT);
-        for ((values, quads), block) in x.chunks_exact(B::VALUES).zip(quads).zip(&mut self.blocks) {
-            *block = B::round(isa, values, quads);
-        }
+    /// Pieces of at most `n` rows each, to be rounded from the same rows of `x`, `[rows, columns]`.
+    pub(crate) fn pieces<'a>(&'a mut self, x: &'a [f32], n: usize) -> impl Iterator<Item = Round<'a, B>> {
+        let n = n * self.columns;
+        let into = self.quads.chunks_mut(n / UNIT).zip(self.blocks.chunks_mut(n / B::VALUES));
+        x.chunks(n).zip(into).map(|(x, (quads, blocks))| Round { x, quads, blocks })
     }
 
     /// Row `row`.
@@ -126,9 +124,10 @@ impl RoundedBlock for Rounded256 {
         let inverse = -127.0 / if is_first_positive { largest } else { -largest };
         for (unit, values) in values.chunks_exact(UNIT).enumerate() {
             let sums = round_values(isa, values, inverse, &mut quads[unit..=unit]);
-            block.sums_16[unit * 2] = sums[0];
-            block.sums_16[unit * 2 + 1] = sums[1];
-            block.sums_32[unit] = sums[0] + sums[1];
+            // At most 127 · 32 each.
+            block.sums_16[unit * 2] = sums[0] as i16;
+            block.sums_16[unit * 2 + 1] = sums[1] as i16;
+            block.sums_32[unit] = (sums[0] + sums[1]) as i16;
         }
         block.scale = 1.0 / inverse;
         block
@@ -161,16 +160,21 @@ fn round_values<S: Isa>(isa: S, values: &[f32], inverse: f32, quads: &mut [[i32;
     sums
 }
 
-/// Rounds `x` (`[rows, columns]`) into `into`, which has been resized.
+/// Rounds some rows.
 pub(crate) struct Round<'a, B> {
-    pub(crate) x: &'a [f32],
-    pub(crate) into: &'a mut RoundedRows<B>,
+    /// `[rows, columns]`
+    x: &'a [f32],
+    quads: &'a mut [[i32; GROUPS]],
+    blocks: &'a mut [B],
 }
 
-impl<B: RoundedBlock> Kernel for Round<'_, B> {
+impl<B: RoundedBlock> Kernel for &mut Round<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<S: Isa>(self, isa: S) {
-        self.into.round(isa, self.x);
+        let quads = self.quads.chunks_exact_mut(B::VALUES / UNIT);
+        for ((values, quads), block) in self.x.chunks_exact(B::VALUES).zip(quads).zip(&mut *self.blocks) {
+            *block = B::round(isa, values, quads);
+        }
     }
 }

@@ -12,7 +12,14 @@ mod avx512;
 mod neon;
 mod scalar;
 
+use std::sync::OnceLock;
+
 use bytemuck::{Pod, Zeroable};
+
+use crate::KernelError;
+
+/// Names the instruction set that kernels run on, in place of the widest.
+const VARIABLE: &str = "FSQ_CPU";
 
 /// Lanes of a vector, and rows of a weight tile.
 pub(crate) const LANES: usize = 16;
@@ -40,7 +47,6 @@ pub(crate) trait Isa: Copy {
     fn store_f16(self, value: Self::F, into: &mut [u16; LANES]);
     /// Rounds to nearest, ties to even, and returns the sum. The values lie between -128 and 127.
     fn store_i8(self, value: Self::F, into: &mut [i8; LANES]) -> i32;
-    fn load_u8(self, from: &[u8; LANES]) -> Self::F;
     fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -70,6 +76,10 @@ pub(crate) trait Isa: Copy {
     fn dot(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
     /// The same for codes 0 to 255, of which `128 - WIDE_ZERO` has been subtracted.
     fn dot_wide(self, acc: Self::I, codes: Self::I, quad: i32) -> Self::I;
+    /// 32 bytes as two whole numbers of 16 bits in each lane.
+    fn load_pairs(self, from: &[u8; 2 * LANES]) -> Self::I;
+    /// Per lane: `acc + Σ pair · value` over its two numbers of 16 bits and the two of `values`.
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, values: i32) -> Self::I;
     fn to_float(self, a: Self::I) -> Self::F;
 
     /// Asks for memory that is read soon, each line of it; without effect on results.
@@ -144,31 +154,38 @@ enum Set {
 }
 
 impl Choice {
-    /// The widest set that this machine has.
+    /// The set that the environment asks for, else the widest that this machine has; asked once.
     pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if let Some(isa) = avx512::Avx512::detect() {
-                return Self(Set::Avx512(isa));
-            }
-            if let Some(isa) = avx2::Avx2::detect() {
-                return Self(Set::Avx2(isa));
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            if let Some(isa) = neon::Neon::<true>::detect() {
-                return Self(Set::NeonMixed(isa));
-            }
-            if let Some(isa) = neon::Neon::<false>::detect() {
-                return Self(Set::Neon(isa));
-            }
-        }
-        Self(Set::Scalar)
+        static CHOICE: OnceLock<Choice> = OnceLock::new();
+        *CHOICE.get_or_init(|| Self::asked_for(Self::wish().as_deref()).unwrap_or_else(|_| Self::widest()))
+    }
+
+    /// What the environment variable holds, if anything.
+    #[expect(clippy::disallowed_methods, reason = "which kernels run changes no result, only how soon it is there")]
+    pub(crate) fn wish() -> Option<String> {
+        std::env::var_os(VARIABLE).map(|it| it.to_string_lossy().into_owned()).filter(|it| !it.is_empty())
+    }
+
+    /// The set of a name; the widest when none is named.
+    ///
+    /// # Errors
+    /// [`KernelError::Path`] when this machine has no set of this name.
+    pub(crate) fn asked_for(name: Option<&str>) -> Result<Self, KernelError> {
+        let Some(name) = name else { return Ok(Self::widest()) };
+        let available = Self::available();
+        let found = available.iter().copied().find(|it| it.name() == name);
+        found.ok_or_else(|| KernelError::Path {
+            variable: VARIABLE,
+            expected: available.iter().map(|it| it.name()).collect::<Vec<_>>().join(", "),
+            found: name.to_owned(),
+        })
+    }
+
+    fn widest() -> Self {
+        Self::available().pop().unwrap_or(Self(Set::Scalar))
     }
 
     /// Every set that this machine has, the plainest first.
-    #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {
         let mut sets = vec![Self(Set::Scalar)];
         #[cfg(target_arch = "x86_64")]
@@ -231,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn a_set_is_found_by_its_name() {
+        for choice in Choice::available() {
+            assert_eq!(Choice::asked_for(Some(choice.name())).unwrap(), choice);
+        }
+        assert_eq!(Choice::available().last().copied(), Choice::asked_for(None).ok());
+        let refused = Choice::asked_for(Some("sse9")).unwrap_err().to_string();
+        assert!(refused.starts_with("FSQ_CPU: expected one of scalar"), "{refused}");
+        assert!(refused.ends_with("found `sse9`"), "{refused}");
+    }
+
+    #[test]
     fn exp_is_exact_to_a_few_units_on_every_set() {
         for choice in Choice::available() {
             for start in [-87.0f32, -30.0, -3.0, -0.4, 0.0, 1.0, 60.0] {
@@ -248,7 +276,7 @@ mod tests {
         }
     }
 
-    struct Ints<'a>(&'a Line, i32, &'a mut [[f32; LANES]; 9]);
+    struct Ints<'a>(&'a Line, i32, &'a mut [[f32; LANES]; 10]);
 
     impl Kernel for Ints<'_> {
         type Output = ();
@@ -274,6 +302,8 @@ mod tests {
             isa.store(isa.to_float(isa.dot(start, isa.look_up(&table, low), self.1)), &mut self.2[8]);
             isa.store(isa.add(isa.load_i8(&narrow.0), isa.splat(sum as f32 * 1000.0)), &mut self.2[6]);
             isa.store(isa.load_f16(&narrow.1), &mut self.2[7]);
+            let pairs = isa.load_pairs(&std::array::from_fn(|it| (it * 7) as u8));
+            isa.store(isa.to_float(isa.dot_pairs(start, pairs, self.1)), &mut self.2[9]);
             isa.store(isa.load_f16(&std::array::from_fn(|it| it as u16 * 2000)), &mut self.2[4]);
             isa.store(isa.load_bf16(&std::array::from_fn(|it| it as u16 * 1021)), &mut self.2[5]);
         }
@@ -287,11 +317,15 @@ mod tests {
         assert_eq!(names, ["scalar", "neon-dotprod", "neon-i8mm"]);
     }
 
+    fn low_half(quad: i32) -> i16 {
+        quad as i16
+    }
+
     #[test]
     fn integers_are_equal_on_every_set() {
         let line = Line(std::array::from_fn(|it| (it * 37 % 255) as u8 + 1));
         for quad in [i32::from_le_bytes([127, 129, 3, 255]), i32::from_le_bytes([129; 4]), 0] {
-            let mut expected = [[0.0; LANES]; 9];
+            let mut expected = [[0.0; LANES]; 10];
             dispatch(Choice(Set::Scalar), Ints(&line, quad, &mut expected));
             let values = quad.to_le_bytes().map(|it| i32::from(it as i8));
             let by_hand: i32 = (0..4).map(|it| (i32::from(line.0[it]) - 128) * values[it]).sum();
@@ -299,8 +333,10 @@ mod tests {
             let entry = |it: usize| i32::from((line.0[it] & 15).wrapping_mul(23) / 2);
             let by_table: i32 = (0..4).map(|it| entry(it) * values[it]).sum();
             assert_eq!(expected[8][0], (by_table + 5) as f32);
+            let halves = [i32::from(low_half(quad)), quad >> 16];
+            assert_eq!(expected[9][1], (14 * halves[0] + 21 * halves[1] + 5) as f32);
             for choice in Choice::available() {
-                let mut found = [[0.0; LANES]; 9];
+                let mut found = [[0.0; LANES]; 10];
                 dispatch(choice, Ints(&line, quad, &mut found));
                 assert_eq!(found, expected, "{}", choice.name());
             }

@@ -6,7 +6,7 @@ use super::activations::{Rounded32, Rounded256, RoundedBlock, RoundedRow, Rounde
 use super::isa::{Choice, Isa, Kernel, LANES, dispatch};
 use super::pool::Pool;
 use super::tiles::blocks::{Block, BlockTiles};
-use super::tiles::codes::n_tiles;
+use super::tiles::codes::{QUAD, n_tiles};
 use super::tiles::floats::{FloatLane, FloatTiles, add_dots};
 use super::tiles::supers::{SuperBlock, SuperTiles};
 
@@ -14,6 +14,8 @@ use super::tiles::supers::{SuperBlock, SuperTiles};
 const ALONE_MAX: usize = 1 << 16;
 /// Multiplications of one piece of work at least.
 const PIECE_MIN: usize = 1 << 15;
+/// Activations that one thread rounds at a time.
+const ROUNDED_MIN: usize = 1 << 15;
 /// Rows of activations that go over a tile before the next tile's turn: they are to stay in the second-level cache.
 const ROWS_IN_CACHE: usize = 192;
 
@@ -26,19 +28,13 @@ pub(crate) trait Tiled: Sync {
 
     fn row<'a>(rows: Self::Rows<'a>, row: usize) -> Self::Row<'a>;
 
-    /// A tile's 16 results for each of `M` rows.
-    fn dot<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [Self::Row<'_>; M]) -> [S::F; M];
-
-    /// The same for two tiles beside each other.
-    #[inline(always)]
-    fn dot_pair<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [Self::Row<'_>; M]) -> [[S::F; 2]; M] {
-        let (first, second) = (self.dot(isa, tile, rows), self.dot(isa, tile + 1, rows));
-        let mut both = [[isa.splat(0.0); 2]; M];
-        for row in 0..M {
-            both[row] = [first[row], second[row]];
-        }
-        both
-    }
+    /// The 16 results of each of `N` tiles beside each other, for each of `M` rows.
+    fn dot<S: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: S,
+        tile: usize,
+        rows: [Self::Row<'_>; M],
+    ) -> [[S::F; N]; M];
 }
 
 /// Rows of floats, `[rows, columns]`.
@@ -58,20 +54,13 @@ impl<T: FloatLane> Tiled for FloatTiles<T> {
     }
 
     #[inline(always)]
-    fn dot<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [&[f32]; M]) -> [S::F; M] {
-        let mut sums = [[isa.splat(0.0)]; M];
-        add_dots(isa, [self.tile(tile)], rows, &mut sums);
-        let mut single = [isa.splat(0.0); M];
-        for row in 0..M {
-            single[row] = sums[row][0];
+    fn dot<S: Isa, const M: usize, const N: usize>(&self, isa: S, tile: usize, rows: [&[f32]; M]) -> [[S::F; N]; M] {
+        let mut tiles = [self.tile(tile); N];
+        for it in 1..N {
+            tiles[it] = self.tile(tile + it);
         }
-        single
-    }
-
-    #[inline(always)]
-    fn dot_pair<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [&[f32]; M]) -> [[S::F; 2]; M] {
-        let mut sums = [[isa.splat(0.0); 2]; M];
-        add_dots(isa, [self.tile(tile), self.tile(tile + 1)], rows, &mut sums);
+        let mut sums = [[isa.splat(0.0); N]; M];
+        add_dots(isa, tiles, rows, &mut sums);
         sums
     }
 }
@@ -86,7 +75,12 @@ impl<B: Block> Tiled for BlockTiles<B> {
     }
 
     #[inline(always)]
-    fn dot<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [Self::Row<'_>; M]) -> [S::F; M] {
+    fn dot<S: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: S,
+        tile: usize,
+        rows: [Self::Row<'_>; M],
+    ) -> [[S::F; N]; M] {
         BlockTiles::dot(self, isa, tile, rows)
     }
 }
@@ -101,7 +95,12 @@ impl<B: SuperBlock> Tiled for SuperTiles<B> {
     }
 
     #[inline(always)]
-    fn dot<S: Isa, const M: usize>(&self, isa: S, tile: usize, rows: [Self::Row<'_>; M]) -> [S::F; M] {
+    fn dot<S: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: S,
+        tile: usize,
+        rows: [Self::Row<'_>; M],
+    ) -> [[S::F; N]; M] {
         SuperTiles::dot(self, isa, tile, rows)
     }
 }
@@ -129,13 +128,13 @@ pub(crate) fn multiply<W: Tiled>(
 ) {
     assert_eq!(out.len(), shape.tokens * shape.rows, "results of a product");
     let out = Destination::new(out);
-    let n_pairs = n_tiles(shape.rows).div_ceil(2);
-    let per_pair = shape.tokens * shape.columns * LANES * 2;
+    let n_quads = n_tiles(shape.rows) / QUAD;
+    let per_quad = shape.tokens * shape.columns * LANES * QUAD;
     let alone = shape.tokens * shape.columns * shape.rows < ALONE_MAX;
-    let pairs_per_piece = if alone { n_pairs.max(1) } else { (PIECE_MIN / per_pair.max(1)).max(1) };
-    pool.run(n_pairs.div_ceil(pairs_per_piece), &|piece| {
-        let pairs = piece * pairs_per_piece..((piece + 1) * pairs_per_piece).min(n_pairs);
-        dispatch(choice, Pairs { weight, x, shape, out: &out, pairs });
+    let quads_per_piece = if alone { n_quads.max(1) } else { (PIECE_MIN / per_quad.max(1)).max(1) };
+    pool.run(n_quads.div_ceil(quads_per_piece), &|piece| {
+        let quads = piece * quads_per_piece..((piece + 1) * quads_per_piece).min(n_quads);
+        dispatch(choice, Quads { weight, x, shape, out: &out, quads });
     });
 }
 
@@ -167,16 +166,16 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// A range of tile pairs over all rows of activations.
-struct Pairs<'a, 'x, W: Tiled> {
+/// A range of quads of tiles over all rows of activations.
+struct Quads<'a, 'x, W: Tiled> {
     weight: &'a W,
     x: W::Rows<'x>,
     shape: Shape,
     out: &'a Destination<'a>,
-    pairs: Range<usize>,
+    quads: Range<usize>,
 }
 
-impl<W: Tiled> Kernel for Pairs<'_, '_, W> {
+impl<W: Tiled> Kernel for Quads<'_, '_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -184,14 +183,16 @@ impl<W: Tiled> Kernel for Pairs<'_, '_, W> {
         let mut start = 0;
         while start < self.shape.tokens {
             let end = (start + ROWS_IN_CACHE).min(self.shape.tokens);
-            for pair in self.pairs.clone() {
+            for quad in self.quads.clone() {
                 let mut row = start;
                 while row < end {
+                    // Sums, products and codes of a block fill the registers: 32, 16, or none to speak of.
                     row += match end - row {
-                        8.. if S::ROWS_MAX >= 8 => self.block::<S, 8>(isa, pair, row),
-                        4.. if S::ROWS_MAX >= 4 => self.block::<S, 4>(isa, pair, row),
-                        2.. if S::ROWS_MAX >= 2 => self.block::<S, 2>(isa, pair, row),
-                        _ => self.block::<S, 1>(isa, pair, row),
+                        6.. if S::ROWS_MAX >= 8 => self.block::<S, 6, 2>(isa, quad, row),
+                        2.. if S::ROWS_MAX >= 8 => self.block::<S, 2, 2>(isa, quad, row),
+                        4.. if S::ROWS_MAX == 4 => self.block::<S, 4, 1>(isa, quad, row),
+                        // A row alone waits for memory, which gives most to one stream from beginning to end.
+                        _ => self.block::<S, 1, 1>(isa, quad, row),
                     };
                 }
             }
@@ -200,26 +201,24 @@ impl<W: Tiled> Kernel for Pairs<'_, '_, W> {
     }
 }
 
-impl<W: Tiled> Pairs<'_, '_, W> {
-    /// Two tiles by `M` rows of activations; returns `M`.
+impl<W: Tiled> Quads<'_, '_, W> {
+    /// A quad of tiles, `N` at a time, by `M` rows of activations; returns `M`.
     #[inline(always)]
-    fn block<S: Isa, const M: usize>(&self, isa: S, pair: usize, first: usize) -> usize {
+    fn block<S: Isa, const M: usize, const N: usize>(&self, isa: S, quad: usize, first: usize) -> usize {
         let mut rows = [W::row(self.x, first); M];
         for row in 1..M {
             rows[row] = W::row(self.x, first + row);
         }
-        let tile = pair * 2;
-        if tile + 1 < n_tiles(self.shape.rows) {
-            let sums = self.weight.dot_pair(isa, tile, rows);
+        let mut tile = quad * QUAD;
+        // The last quad may be filled up with tiles of no rows.
+        while tile < (quad + 1) * QUAD && tile * LANES < self.shape.rows {
+            let sums: [[S::F; N]; M] = self.weight.dot(isa, tile, rows);
             for row in 0..M {
-                self.put(isa, sums[row][0], tile, first + row);
-                self.put(isa, sums[row][1], tile + 1, first + row);
+                for it in 0..N {
+                    self.put(isa, sums[row][it], tile + it, first + row);
+                }
             }
-        } else {
-            let sums = self.weight.dot(isa, tile, rows);
-            for row in 0..M {
-                self.put(isa, sums[row], tile, first + row);
-            }
+            tile += N;
         }
         M
     }
@@ -227,7 +226,10 @@ impl<W: Tiled> Pairs<'_, '_, W> {
     /// Stores one tile's results for one row; the last tile may be narrower.
     #[inline(always)]
     fn put<S: Isa>(&self, isa: S, sums: S::F, tile: usize, row: usize) {
-        let n = LANES.min(self.shape.rows - tile * LANES);
+        let n = LANES.min(self.shape.rows.saturating_sub(tile * LANES));
+        if n == 0 {
+            return;
+        }
         // SAFETY: every (tile, row) is put once, by the one thread whose range holds the tile, and no reference
         // outlives this call.
         let out = unsafe { self.out.part(row * self.shape.rows + tile * LANES, n) };
@@ -245,7 +247,13 @@ impl<W: Tiled> Pairs<'_, '_, W> {
 }
 
 /// Rounds `x` (`[tokens, columns]`) for integer weights, on all threads when it is much.
-pub(crate) fn round<B: RoundedBlock>(choice: Choice, rows: &mut RoundedRows<B>, x: &[f32], shape: Shape) {
+pub(crate) fn round<B: RoundedBlock>(
+    (choice, pool): (Choice, &Pool),
+    rows: &mut RoundedRows<B>,
+    x: &[f32],
+    shape: Shape,
+) {
     rows.resize(shape.tokens, shape.columns);
-    dispatch(choice, super::activations::Round { x, into: rows });
+    let rows_per_piece = (ROUNDED_MIN / shape.columns.max(1)).max(1);
+    pool.run_each(rows.pieces(x, rows_per_piece), |mut it| dispatch(choice, &mut it));
 }

@@ -34,16 +34,18 @@ macro_rules! tiles {
         enum Tiles { $($float(FloatTiles<$lane>),)* $($name($tiles),)* }
 
         impl Tiles {
-            fn new(weight: WeightView<'_>) -> Option<Self> {
-                Some(match weight.format {
+            fn new(pool: &Pool, weight: WeightView<'_>) -> Result<Option<Self>, KernelError> {
+                Ok(Some(match weight.format {
                     $(Format::$float => {
                         let (values, _) = weight.bytes.as_chunks::<{ size_of::<$lane>() }>();
                         let value = |index: usize| $from_bytes(values[index]);
                         Self::$float(FloatTiles::new(weight.rows, weight.cols, value))
                     })*
-                    $(Format::$name => Self::$name(<$tiles>::new(blocks::<$name>(weight.bytes), weight.rows)),)*
-                    _ => return None,
-                })
+                    $(Format::$name => {
+                        Self::$name(<$tiles>::new(pool, blocks::<$name>(weight.bytes), weight.rows)?)
+                    })*
+                    _ => return Ok(None),
+                }))
             }
 
             fn decode_row(&self, row: usize, into: &mut [f32]) {
@@ -67,7 +69,7 @@ macro_rules! tiles {
                         multiply((choice, pool), tiles, rows, shape, out);
                     })*
                     $(Self::$name(tiles) => {
-                        round(choice, &mut scratch.$rows, x, shape);
+                        round((choice, pool), &mut scratch.$rows, x, shape);
                         multiply((choice, pool), tiles, &scratch.$rows, shape, out);
                     })*
                 }
@@ -112,7 +114,7 @@ impl CpuMatrix {
         READ.contains(&format)
     }
 
-    pub(crate) fn load(weight: WeightView<'_>) -> Result<Self, KernelError> {
+    pub(super) fn load(pool: &Pool, weight: WeightView<'_>) -> Result<Self, KernelError> {
         let wrong = |expected: String| KernelError::Weight { name: weight.name.to_string(), expected };
         let row_bytes = weight.format.row_bytes(weight.cols).ok_or_else(|| {
             let n = weight.format.block_weights();
@@ -122,7 +124,7 @@ impl CpuMatrix {
             let found = weight.bytes.len();
             return Err(wrong(format!("{} rows of {row_bytes} bytes, found {found} bytes", weight.rows)));
         }
-        let tiles = Tiles::new(weight)
+        let tiles = Tiles::new(pool, weight)?
             .ok_or_else(|| wrong(format!("a format that the CPU multiplies, found {}", weight.format.name())))?;
         Ok(Self { rows: weight.rows, cols: weight.cols, tiles })
     }

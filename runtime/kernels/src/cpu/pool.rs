@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 /// How often an idle thread looks for work before it sleeps: some tens of microseconds, the gaps inside a pass.
@@ -89,6 +89,16 @@ impl Pool {
         job.take_pieces();
         drop(visit);
         assert!(!job.has_panicked.load(Ordering::Relaxed), "a kernel panicked on another thread");
+    }
+
+    /// Calls `work` once with each part of something that is to be changed, on any thread.
+    pub(crate) fn run_each<T: Send>(&self, parts: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
+        // A mutex for each: cheap beside thousands of numbers, and nothing unsafe.
+        let parts: Vec<Mutex<Option<T>>> = parts.map(|it| Mutex::new(Some(it))).collect();
+        self.run(parts.len(), &|index| {
+            let part = parts[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+            part.map(&work);
+        });
     }
 
     /// The right to use the workers, when there are any, they are worth it and nobody else uses them.

@@ -7,7 +7,7 @@
 //! want them, with scales `[token tile][block][16]`; values `[dim tile][token][16]` with scales `[block][token]`.
 
 use super::super::activations::{Rounded32, RoundedBlock, RoundedRow};
-use super::super::isa::{Isa, LANES, Line};
+use super::super::isa::{Isa, Kernel, LANES, Line};
 use super::super::tiles::codes::{GROUPS, UNIT};
 use super::super::tiles::floats::{F16, FloatLane, add_dots};
 use super::{CpuCache, Found, PAGE_TILES, Run, Store};
@@ -161,7 +161,9 @@ impl Run<'_> {
             self.scratch.queries = filled;
         }
         self.scratch.rounded.resize(M, n_blocks * UNIT);
-        self.scratch.rounded.round(isa, &self.scratch.queries);
+        for mut piece in self.scratch.rounded.pieces(&self.scratch.queries, M) {
+            (&mut piece).run(isa);
+        }
         let queries: [_; M] = std::array::from_fn(|row| self.scratch.rounded.row(row));
         let pages = found.pages(&self.piece.span);
         for (index, page) in pages.iter().enumerate() {

@@ -106,16 +106,6 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> F {
-        with_proof!({
-            let all = _mm_loadu_si128(from.as_ptr().cast());
-            [
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(all)),
-                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(all))),
-            ]
-        })
-    }
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> F {
         with_proof!({
             let all = _mm_loadu_si128(from.as_ptr().cast());
@@ -253,6 +243,23 @@ impl Isa for Avx2 {
             [
                 _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], ones)),
                 _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; 2 * LANES]) -> I {
+        with_proof!([
+            _mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().cast())),
+            _mm256_cvtepu8_epi16(_mm_loadu_si128(from.as_ptr().add(LANES).cast())),
+        ])
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: I, pairs: I, values: i32) -> I {
+        with_proof!({
+            let values = _mm256_set1_epi32(values);
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], values)),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], values)),
             ]
         })
     }

@@ -84,10 +84,6 @@ impl Isa for Avx512 {
         })
     }
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> __m512 {
-        with_proof!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
-    }
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> __m512 {
         with_proof!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
     }
@@ -166,6 +162,14 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn dot_wide(self, acc: __m512i, codes: __m512i, quad: i32) -> __m512i {
         self.dot(acc, codes, quad)
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; 2 * LANES]) -> __m512i {
+        with_proof!(_mm512_cvtepu8_epi16(_mm256_loadu_si256(from.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512i, pairs: __m512i, values: i32) -> __m512i {
+        with_proof!(_mm512_dpwssd_epi32(acc, pairs, _mm512_set1_epi32(values)))
     }
     #[inline(always)]
     fn to_float(self, a: __m512i) -> __m512 {

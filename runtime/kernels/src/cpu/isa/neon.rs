@@ -103,25 +103,6 @@ unsafe fn dot_mixed(acc: int32x4_t, codes: uint8x16_t, values: int32x4_t) -> int
     sums
 }
 
-/// Sixteen whole numbers as four registers of floats.
-///
-/// # Safety
-/// The machine has NEON.
-#[inline(always)]
-unsafe fn widen(halves: [int16x8_t; 2]) -> [float32x4_t; N] {
-    // SAFETY: by this function's own condition.
-    unsafe {
-        let float = |it: int16x4_t| vcvtq_f32_s32(vmovl_s16(it));
-        let [first, second] = halves;
-        [
-            float(vget_low_s16(first)),
-            float(vget_high_s16(first)),
-            float(vget_low_s16(second)),
-            float(vget_high_s16(second)),
-        ]
-    }
-}
-
 impl<const MIXED: bool> Isa for Neon<MIXED> {
     type F = [float32x4_t; N];
     type I = [uint8x16_t; N];
@@ -168,18 +149,12 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         })
     }
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> Self::F {
-        with_proof!({
-            let bytes = vld1q_u8(from.as_ptr());
-            let halves = [vmovl_u8(vget_low_u8(bytes)), vmovl_u8(vget_high_u8(bytes))];
-            widen([vreinterpretq_s16_u16(halves[0]), vreinterpretq_s16_u16(halves[1])])
-        })
-    }
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::F {
         with_proof!({
             let bytes = vld1q_s8(from.as_ptr());
-            widen([vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))])
+            let [first, second] = [vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes))];
+            let quarters = [vget_low_s16(first), vget_high_s16(first), vget_low_s16(second), vget_high_s16(second)];
+            quarters.map(|it| vcvtq_f32_s32(vmovl_s16(it)))
         })
     }
     #[inline(always)]
@@ -269,6 +244,20 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         }
         let shifted = each!(|at| veorq_u8(codes[at], vdupq_n_u8(128)));
         each!(|at| vreinterpretq_u8_s32(dot_signed(vreinterpretq_s32_u8(acc[at]), shifted[at], values)))
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; 2 * LANES]) -> Self::I {
+        each!(|at| vreinterpretq_u8_u16(vmovl_u8(vld1_u8(from.as_ptr().add(at * 8)))))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, pairs: Self::I, values: i32) -> Self::I {
+        let values = with_proof!(vreinterpretq_s16_s32(vdupq_n_s32(values)));
+        each!(|at| {
+            let pairs = vreinterpretq_s16_u8(pairs[at]);
+            let low = vmull_s16(vget_low_s16(pairs), vget_low_s16(values));
+            let sums = vpaddq_s32(low, vmull_high_s16(pairs, values));
+            vreinterpretq_u8_s32(vaddq_s32(vreinterpretq_s32_u8(acc[at]), sums))
+        })
     }
     #[inline(always)]
     fn to_float(self, a: Self::I) -> Self::F {

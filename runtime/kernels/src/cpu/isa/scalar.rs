@@ -76,10 +76,6 @@ impl Isa for Scalar {
         into.iter().map(|it| i32::from(*it)).sum()
     }
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> F {
-        from.map(f32::from)
-    }
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> F {
         from.map(f32::from)
     }
@@ -159,6 +155,16 @@ impl Isa for Scalar {
     #[inline(always)]
     fn dot_wide(self, acc: Bytes, codes: Bytes, quad: i32) -> Bytes {
         dot(acc, codes, quad, 128)
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; 2 * LANES]) -> Bytes {
+        std::array::from_fn(|it| if it % 2 == 0 { from[it / 2] } else { 0 })
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Bytes, pairs: Bytes, values: i32) -> Bytes {
+        let halves = |it: i32| [i32::from(it as i16), it >> 16];
+        let (acc, pairs, values) = (lanes(acc), lanes(pairs).map(halves), halves(values));
+        bytes(std::array::from_fn(|it| acc[it] + pairs[it][0] * values[0] + pairs[it][1] * values[1]))
     }
     #[inline(always)]
     fn to_float(self, a: Bytes) -> F {

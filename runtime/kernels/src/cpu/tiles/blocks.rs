@@ -1,13 +1,17 @@
 //! Weights of 32 to a block with one scale, and a minimum in some formats, against activations in blocks of 32.
 
-use bytemuck::Zeroable;
+use std::marker::PhantomData;
+
 use fsq_blocks::BlockFormat;
 use fsq_blocks::formats::{iq4_nl::IQ4_NL, mxfp4::MXFP4, q4_0::Q4_0, q4_1::Q4_1, q5_0::Q5_0, q5_1::Q5_1, q8_0::Q8_0};
 
-use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, n_tiles, raised};
+use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, prefetch_ahead, raised};
 use super::floats::{Bf16, F16, FloatLane};
+use crate::KernelError;
 use crate::cpu::activations::{Rounded32, RoundedRow};
 use crate::cpu::isa::{Isa, LANES, Line};
+use crate::cpu::memory::Zeroed;
+use crate::cpu::pool::Pool;
 
 /// What a file's block tells a tile. `weight = scale · level + minimum`
 pub(crate) trait Block: BlockFormat {
@@ -69,108 +73,147 @@ impl Block for MXFP4 {
 #[derive(Debug)]
 pub(crate) struct BlockTiles<B: Block> {
     n_blocks: usize,
-    /// `[tile][block][line]`
-    lines: Vec<Line>,
-    /// `[tile][block]`
-    scales: Vec<[B::Scale; LANES]>,
-    /// `[tile][block]`, empty without minima
-    minima: Vec<[F16; LANES]>,
+    /// `[tile][block][line]` of lines
+    lines: Zeroed,
+    /// `[tile][block]` of scales of each row
+    scales: Zeroed,
+    /// `[tile][block]` of minima of each row, empty without them
+    minima: Zeroed,
+    format: PhantomData<fn() -> B>,
+}
+
+/// What one thread packs: some tiles.
+struct Packing<'a, S> {
+    lines: &'a mut [Line],
+    scales: &'a mut [[S; LANES]],
+    minima: &'a mut [[F16; LANES]],
 }
 
 impl<B: Block> BlockTiles<B> {
     /// From `blocks`, `[rows, columns / 32]`.
-    pub(crate) fn new(blocks: &[B], rows: usize) -> Self {
+    pub(crate) fn new(pool: &Pool, blocks: &[B], rows: usize) -> Result<Self, KernelError> {
         let n_blocks = blocks.len().checked_div(rows).unwrap_or(0);
-        let zero = [Line([0; 64])];
+        let n = n_tiles(rows) * n_blocks;
+        let n_minima = if B::HAS_MINIMUM { n } else { 0 };
         let mut tiles = Self {
             n_blocks,
-            lines: zero.repeat(n_tiles(rows) * n_blocks * B::Codes::LINES),
-            scales: vec![[B::Scale::zeroed(); LANES]; n_tiles(rows) * n_blocks],
-            minima: vec![[F16(0); LANES]; if B::HAS_MINIMUM { n_tiles(rows) * n_blocks } else { 0 }],
+            lines: Zeroed::huge(n * B::Codes::LINES * size_of::<Line>())?,
+            scales: Zeroed::huge(n * size_of::<[B::Scale; LANES]>())?,
+            minima: Zeroed::huge(n_minima * size_of::<[F16; LANES]>())?,
+            format: PhantomData,
         };
-        for row in 0..rows {
-            for block in 0..n_blocks {
-                let from = &blocks[row * n_blocks + block];
-                let at = row / LANES * n_blocks + block;
-                tiles.scales[at][row % LANES] = from.scale();
+        if n == 0 {
+            return Ok(tiles);
+        }
+        let lines = tiles.lines.parts_mut::<Line>().chunks_mut(n_blocks * B::Codes::LINES);
+        let scales = tiles.scales.parts_mut().chunks_mut(n_blocks);
+        let minima = tiles.minima.parts_mut().chunks_mut(n_blocks).chain(std::iter::repeat_with(Default::default));
+        let parts = lines.zip(scales).zip(minima);
+        let packings = parts.map(|((lines, scales), minima)| Packing { lines, scales, minima });
+        let rows_of_tiles = blocks.chunks(n_blocks * LANES);
+        pool.run_each(packings.zip(rows_of_tiles), |(packing, blocks)| Self::pack(packing, blocks, n_blocks));
+        Ok(tiles)
+    }
+
+    /// One tile, from `blocks` (`[rows, n_blocks]`).
+    fn pack(packing: Packing<'_, B::Scale>, blocks: &[B], n_blocks: usize) {
+        for (row, blocks) in blocks.chunks_exact(n_blocks).enumerate() {
+            let units = packing.lines.chunks_exact_mut(B::Codes::LINES);
+            for (block, (from, unit)) in blocks.iter().zip(units).enumerate() {
+                packing.scales[block][row] = from.scale();
                 if B::HAS_MINIMUM {
-                    tiles.minima[at][row % LANES] = from.minimum();
+                    packing.minima[block][row] = from.minimum();
                 }
-                let unit = &mut tiles.lines[at * B::Codes::LINES..][..B::Codes::LINES];
-                for (column, code) in from.codes().into_iter().enumerate() {
-                    B::Codes::put(unit, row % LANES, column, code);
-                }
+                B::Codes::put(unit, row, &from.codes());
             }
         }
-        tiles
     }
 
     /// One row as floats, `[columns]`; the same numbers as the format's own decoding.
     pub(crate) fn decode_row(&self, row: usize, into: &mut [f32]) {
         let first = row / LANES * self.n_blocks;
+        let (lines, scales) = (self.lines.parts::<Line>(), self.scales.parts::<[B::Scale; LANES]>());
+        let minima = self.minima.parts::<[F16; LANES]>();
         for (block, weights) in into.chunks_exact_mut(UNIT).enumerate() {
             let at = first + block;
-            let scale = self.scales[at][row % LANES].value();
-            let unit = &self.lines[at * B::Codes::LINES..][..B::Codes::LINES];
+            let scale = scales[at][row % LANES].value();
+            let unit = &lines[at * B::Codes::LINES..][..B::Codes::LINES];
             for (column, weight) in weights.iter_mut().enumerate() {
                 *weight = B::Codes::level(unit, row % LANES, column) as f32 * scale;
                 if B::HAS_MINIMUM {
-                    *weight += self.minima[at][row % LANES].value();
+                    *weight += minima[at][row % LANES].value();
                 }
             }
         }
     }
 
-    /// Dot products of a tile's 16 rows with `M` rows of activations.
+    /// Dot products of the 16 rows of each of `N` tiles with `M` rows of activations.
     #[inline(always)]
-    pub(crate) fn dot<S: Isa, const M: usize>(
+    pub(crate) fn dot<S: Isa, const M: usize, const N: usize>(
         &self,
         isa: S,
         tile: usize,
         rows: [RoundedRow<'_, Rounded32>; M],
-    ) -> [S::F; M] {
-        let blocks = tile * self.n_blocks..(tile + 1) * self.n_blocks;
-        let scales = &self.scales[blocks.clone()];
-        let minima = if B::HAS_MINIMUM { &self.minima[blocks.clone()] } else { &[] };
-        let lines = &self.lines[blocks.start * B::Codes::LINES..blocks.end * B::Codes::LINES];
-        let zero = if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
-        let mut sums = [isa.splat(0.0); M];
-        let (mut all_quads, mut all_blocks) = ([rows[0].quads(self.n_blocks); M], [rows[0].blocks(self.n_blocks); M]);
-        for row in 1..M {
-            all_quads[row] = rows[row].quads(self.n_blocks);
-            all_blocks[row] = rows[row].blocks(self.n_blocks);
-        }
-        for (block, (unit, scale)) in lines.chunks_exact(B::Codes::LINES).zip(scales).enumerate() {
-            let mut ints = [isa.splat_int(0); M];
-            for row in 0..M {
-                ints[row] = isa.splat_int(-zero * all_blocks[row][block].sum);
+    ) -> [[S::F; N]; M] {
+        let n = self.n_blocks;
+        let all_lines = self.lines.parts::<Line>();
+        let mut lines = [all_lines; N];
+        let mut scales = [self.scales.parts::<[B::Scale; LANES]>(); N];
+        let mut minima = [self.minima.parts::<[F16; LANES]>(); N];
+        for it in 0..N {
+            let blocks = (tile + it) * n..(tile + it + 1) * n;
+            lines[it] = &lines[it][blocks.start * B::Codes::LINES..blocks.end * B::Codes::LINES];
+            scales[it] = &scales[it][blocks.clone()];
+            if B::HAS_MINIMUM {
+                minima[it] = &minima[it][blocks];
             }
+        }
+        let zero = if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
+        let mut sums = [[isa.splat(0.0); N]; M];
+        let (mut all_quads, mut all_blocks) = ([rows[0].quads(n); M], [rows[0].blocks(n); M]);
+        for row in 1..M {
+            all_quads[row] = rows[row].quads(n);
+            all_blocks[row] = rows[row].blocks(n);
+        }
+        for block in 0..n {
+            let mut units = [&lines[0][..0]; N];
+            for it in 0..N {
+                units[it] = &lines[it][block * B::Codes::LINES..][..B::Codes::LINES];
+                let at = ((tile + it) * n + block) * B::Codes::LINES;
+                prefetch_ahead::<S, M>(isa, all_lines, at, B::Codes::LINES);
+            }
+            let mut ints = [[isa.splat_int(0); N]; M];
             let mut quads = [&all_quads[0][block]; M];
-            for row in 1..M {
+            for row in 0..M {
+                ints[row] = [isa.splat_int(-zero * all_blocks[row][block].sum); N];
                 quads[row] = &all_quads[row][block];
             }
             macro_rules! group {
                 ($($g:literal)*) => {$(
-                    let codes = B::Codes::unpack::<S, $g>(isa, unit);
+                    let mut codes = [isa.splat_int(0); N];
+                    for it in 0..N {
+                        codes[it] = B::Codes::unpack::<S, $g>(isa, units[it]);
+                    }
                     for row in 0..M {
-                        ints[row] = if B::Codes::WIDE {
-                            isa.dot_wide(ints[row], codes, quads[row][$g])
-                        } else {
-                            isa.dot(ints[row], codes, quads[row][$g])
-                        };
+                        for it in 0..N {
+                            ints[row][it] = dot_codes::<S, B::Codes>(isa, ints[row][it], codes[it], quads[row][$g]);
+                        }
                     }
                 )*};
             }
             group!(0 1 2 3 4 5 6 7);
-            let scale = B::Scale::load(isa, scale);
-            for row in 0..M {
-                let both = isa.mul(scale, isa.splat(all_blocks[row][block].scale));
-                sums[row] = isa.fma(isa.to_float(ints[row]), both, sums[row]);
-            }
-            if B::HAS_MINIMUM {
-                let minimum = F16::load(isa, &minima[block]);
+            for it in 0..N {
+                let scale = B::Scale::load(isa, &scales[it][block]);
                 for row in 0..M {
-                    sums[row] = isa.fma(minimum, isa.splat(all_blocks[row][block].value_sum), sums[row]);
+                    let both = isa.mul(scale, isa.splat(all_blocks[row][block].scale));
+                    sums[row][it] = isa.fma(isa.to_float(ints[row][it]), both, sums[row][it]);
+                }
+                if B::HAS_MINIMUM {
+                    let minimum = F16::load(isa, &minima[it][block]);
+                    for row in 0..M {
+                        let sum = isa.splat(all_blocks[row][block].value_sum);
+                        sums[row][it] = isa.fma(minimum, sum, sums[row][it]);
+                    }
                 }
             }
         }

@@ -27,8 +27,8 @@ pub(crate) trait Codes: Send + Sync + 'static {
     /// Group `G` of a unit as bytes.
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I;
 
-    /// Puts a code (or a place in a codebook) where it belongs; the unit starts as zeroes.
-    fn put(unit: &mut [Line], row: usize, column: usize, code: u8);
+    /// Puts a row's codes (or places in a codebook) where they belong.
+    fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]);
 
     /// The level of one weight.
     fn level(unit: &[Line], row: usize, column: usize) -> i32;
@@ -37,6 +37,12 @@ pub(crate) trait Codes: Send + Sync + 'static {
 /// Levels as codes that start at zero.
 pub(crate) fn raised<C: Codes, const N: usize>(levels: [i8; N]) -> [u8; N] {
     levels.map(|it| (i32::from(it) + C::ZERO) as u8)
+}
+
+/// Adds a group's products, by the instruction that takes its codes.
+#[inline(always)]
+pub(crate) fn dot_codes<S: Isa, C: Codes>(isa: S, acc: S::I, codes: S::I, quad: i32) -> S::I {
+    if C::WIDE { isa.dot_wide(acc, codes, quad) } else { isa.dot(acc, codes, quad) }
 }
 
 /// Bits of a code on a plane of `BITS` bits.
@@ -53,9 +59,17 @@ impl<const BITS: usize> Plane<BITS> {
         (group / Self::GROUPS_PER_LINE, byte, group % Self::GROUPS_PER_LINE * BITS)
     }
 
-    fn put(lines: &mut [Line], row: usize, column: usize, bits: u8) {
-        let (line, byte, shift) = Self::place(row, column);
-        lines[line].0[byte] |= (bits & Self::MASK) << shift;
+    fn put(lines: &mut [Line], row: usize, codes: &[u8; UNIT]) {
+        // Four codes at once: masked, none reaches into its neighbour.
+        let mask = u32::from_le_bytes([Self::MASK; 4]);
+        let quads = codes.as_chunks::<4>().0;
+        for (line, quads) in lines[..Self::LINES].iter_mut().zip(quads.chunks_exact(Self::GROUPS_PER_LINE)) {
+            let mut word = 0;
+            for (place, quad) in quads.iter().enumerate() {
+                word |= (u32::from_le_bytes(*quad) & mask) << (place * BITS);
+            }
+            line.0[row * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        }
     }
 
     fn get(lines: &[Line], row: usize, column: usize) -> u8 {
@@ -92,8 +106,8 @@ impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
         Plane::<BITS>::unpack::<S, G>(isa, unit)
     }
-    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
-        Plane::<BITS>::put(unit, row, column, code);
+    fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
+        Plane::<BITS>::put(unit, row, codes);
     }
     fn level(unit: &[Line], row: usize, column: usize) -> i32 {
         i32::from(Plane::<BITS>::get(unit, row, column)) - ZERO
@@ -112,10 +126,10 @@ impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
         let (low, high) = unit.split_at(Plane::<4>::LINES);
         isa.join_nibbles(Plane::<4>::unpack::<S, G>(isa, low), Plane::<HIGH>::unpack::<S, G>(isa, high))
     }
-    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
+    fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
         let (low, high) = unit.split_at_mut(Plane::<4>::LINES);
-        Plane::<4>::put(low, row, column, code);
-        Plane::<HIGH>::put(high, row, column, code >> 4);
+        Plane::<4>::put(low, row, codes);
+        Plane::<HIGH>::put(high, row, &codes.map(|it| it >> 4));
     }
     fn level(unit: &[Line], row: usize, column: usize) -> i32 {
         let (low, high) = unit.split_at(Plane::<4>::LINES);
@@ -154,8 +168,8 @@ impl<B: Codebook> Codes for Named<B> {
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
         isa.look_up(&Self::RAISED, Plane::<4>::unpack::<S, G>(isa, unit))
     }
-    fn put(unit: &mut [Line], row: usize, column: usize, code: u8) {
-        Plane::<4>::put(unit, row, column, code);
+    fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
+        Plane::<4>::put(unit, row, codes);
     }
     fn level(unit: &[Line], row: usize, column: usize) -> i32 {
         i32::from(B::LEVELS[usize::from(Plane::<4>::get(unit, row, column))])
@@ -178,7 +192,24 @@ impl Codebook for Fp4 {
     const ZERO: i32 = 12;
 }
 
-/// The number of tiles that `rows` rows fill.
+/// Tiles that a thread takes at once: activations that stay in the first cache meanwhile serve all of them.
+pub(crate) const QUAD: usize = 4;
+
+/// The number of tiles that `rows` rows fill, whole quads of them.
 pub(crate) fn n_tiles(rows: usize) -> usize {
-    rows.div_ceil(LANES)
+    rows.div_ceil(LANES).next_multiple_of(QUAD)
+}
+
+/// Lines that are asked for ahead of their turn: a core's own prefetching stops where a page ends.
+const AHEAD_LINES: usize = 32;
+
+/// Asks for the `n` lines that are read some time after those at `at`, whatever tile they belong to. Few rows of
+/// activations wait for memory; many find the lines in the cache, where the first of them left them.
+#[inline(always)]
+pub(crate) fn prefetch_ahead<S: Isa, const M: usize>(isa: S, lines: &[Line], at: usize, n: usize) {
+    if M <= 2
+        && let Some(soon) = lines.get(at + AHEAD_LINES..at + AHEAD_LINES + n)
+    {
+        isa.prefetch(soon);
+    }
 }

@@ -5,9 +5,12 @@ use std::marker::PhantomData;
 use fsq_blocks::formats::{iq4_xs::IQ4_XS, q2_k::Q2_K, q3_k::Q3_K, q4_k::Q4_K, q5_k::Q5_K, q6_k::Q6_K};
 use fsq_blocks::{BlockFormat, Half};
 
-use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, n_tiles, raised};
+use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, prefetch_ahead, raised};
+use crate::KernelError;
 use crate::cpu::activations::{Rounded256, RoundedRow, SUPER};
 use crate::cpu::isa::{Isa, LANES, Line};
+use crate::cpu::memory::Zeroed;
+use crate::cpu::pool::Pool;
 
 /// Units of a super-block.
 const UNITS: usize = SUPER / UNIT;
@@ -100,57 +103,80 @@ impl SuperBlock for IQ4_XS {
 #[derive(Debug)]
 pub(crate) struct SuperTiles<B> {
     n_supers: usize,
-    /// `[tile][super][unit][line]`
-    lines: Vec<Line>,
-    /// `[tile][super]`, f16 bits of each row: the units of scales and minima.
-    units: Vec<[[u16; LANES]; 2]>,
-    /// `[tile][super][group]`
-    scales: Vec<[i8; LANES]>,
-    /// `[tile][super][group]`, empty without minima
-    minima: Vec<[u8; LANES]>,
+    /// `[tile][super][unit][line]` of lines
+    lines: Zeroed,
+    /// `[tile][super]` of f16 bits of each row: the units of scales and minima.
+    units: Zeroed,
+    /// `[tile][super][group]` of scales of each row
+    scales: Zeroed,
+    /// `[tile][super][pair of groups]` of two minima of each row, empty without them
+    minima: Zeroed,
     format: PhantomData<fn() -> B>,
+}
+
+/// The units of a super-block's scales and minima, of each row.
+type Units = [[u16; LANES]; 2];
+/// Minima of two groups, of each row.
+type MinimumPairs = [u8; 2 * LANES];
+
+/// What one thread packs: some tiles.
+struct Packing<'a> {
+    lines: &'a mut [Line],
+    units: &'a mut [Units],
+    scales: &'a mut [[i8; LANES]],
+    minima: &'a mut [MinimumPairs],
 }
 
 impl<B: SuperBlock> SuperTiles<B> {
     const N_GROUPS: usize = SUPER / B::GROUP;
+    const N_PAIRS: usize = if B::HAS_MINIMA { Self::N_GROUPS / 2 } else { 0 };
     const N_LINES: usize = UNITS * B::Codes::LINES;
 
     /// From `blocks`, `[rows, columns / 256]`.
-    pub(crate) fn new(blocks: &[B], rows: usize) -> Self {
+    pub(crate) fn new(pool: &Pool, blocks: &[B], rows: usize) -> Result<Self, KernelError> {
         let n_supers = blocks.len().checked_div(rows).unwrap_or(0);
         let n = n_tiles(rows) * n_supers;
         let mut tiles = Self {
             n_supers,
-            lines: [Line([0; 64])].repeat(n * Self::N_LINES),
-            units: vec![[[0; LANES]; 2]; n],
-            scales: vec![[0; LANES]; n * Self::N_GROUPS],
-            minima: vec![[0; LANES]; if B::HAS_MINIMA { n * Self::N_GROUPS } else { 0 }],
+            lines: Zeroed::huge(n * Self::N_LINES * size_of::<Line>())?,
+            units: Zeroed::huge(n * size_of::<Units>())?,
+            scales: Zeroed::huge(n * Self::N_GROUPS * LANES)?,
+            minima: Zeroed::huge(n * Self::N_PAIRS * size_of::<MinimumPairs>())?,
             format: PhantomData,
         };
-        for row in 0..rows {
-            for index in 0..n_supers {
-                tiles.put(row, row / LANES * n_supers + index, &blocks[row * n_supers + index]);
-            }
+        if n == 0 {
+            return Ok(tiles);
         }
-        tiles
+        let lines = tiles.lines.parts_mut::<Line>().chunks_mut(n_supers * Self::N_LINES);
+        let units = tiles.units.parts_mut::<Units>().chunks_mut(n_supers);
+        let scales = tiles.scales.parts_mut().chunks_mut(n_supers * Self::N_GROUPS);
+        let minima = tiles.minima.parts_mut().chunks_mut((n_supers * Self::N_PAIRS).max(1));
+        let minima = minima.chain(std::iter::repeat_with(Default::default));
+        let parts = lines.zip(units).zip(scales).zip(minima);
+        let packings = parts.map(|(((lines, units), scales), minima)| Packing { lines, units, scales, minima });
+        let rows_of_tiles = blocks.chunks(n_supers * LANES);
+        pool.run_each(packings.zip(rows_of_tiles), |(mut packing, blocks)| {
+            for (row, blocks) in blocks.chunks_exact(n_supers).enumerate() {
+                blocks.iter().enumerate().for_each(|(at, from)| Self::put(&mut packing, row, at, from));
+            }
+        });
+        Ok(tiles)
     }
 
-    fn put(&mut self, row: usize, at: usize, from: &B) {
-        let lane = row % LANES;
+    fn put(packing: &mut Packing<'_>, lane: usize, at: usize, from: &B) {
         let (d, d_min) = from.units();
-        self.units[at][0][lane] = d.to_bits();
-        self.units[at][1][lane] = d_min.to_bits();
+        packing.units[at][0][lane] = d.to_bits();
+        packing.units[at][1][lane] = d_min.to_bits();
         for group in 0..Self::N_GROUPS {
             let (scale, minimum) = from.scale_and_minimum(group);
-            self.scales[at * Self::N_GROUPS + group][lane] = scale;
+            packing.scales[at * Self::N_GROUPS + group][lane] = scale;
             if B::HAS_MINIMA {
-                self.minima[at * Self::N_GROUPS + group][lane] = minimum;
+                packing.minima[at * Self::N_PAIRS + group / 2][lane * 2 + group % 2] = minimum;
             }
         }
-        let lines = &mut self.lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
-        for (column, code) in from.codes().into_iter().enumerate() {
-            let unit = &mut lines[column / UNIT * B::Codes::LINES..][..B::Codes::LINES];
-            B::Codes::put(unit, lane, column % UNIT, code);
+        let units = packing.lines[at * Self::N_LINES..(at + 1) * Self::N_LINES].chunks_exact_mut(B::Codes::LINES);
+        for (unit, codes) in units.zip(from.codes().as_chunks::<UNIT>().0) {
+            B::Codes::put(unit, lane, codes);
         }
     }
 
@@ -158,129 +184,163 @@ impl<B: SuperBlock> SuperTiles<B> {
     pub(crate) fn decode_row(&self, row: usize, into: &mut [f32]) {
         let lane = row % LANES;
         let first = row / LANES * self.n_supers;
+        let (lines, units) = (self.lines.parts::<Line>(), self.units.parts::<Units>());
+        let (scales, minima) = (self.scales.parts::<[i8; LANES]>(), self.minima.parts::<MinimumPairs>());
         for (column, weight) in into.iter_mut().enumerate() {
             let at = first + column / SUPER;
             let inner = column % SUPER;
-            let group = at * Self::N_GROUPS + inner / B::GROUP;
-            let [d, d_min] = self.units[at].map(|it| half::f16::from_bits(it[lane]).to_f32());
-            let unit = &self.lines[at * Self::N_LINES + inner / UNIT * B::Codes::LINES..][..B::Codes::LINES];
+            let group = inner / B::GROUP;
+            let [d, d_min] = units[at].map(|it| half::f16::from_bits(it[lane]).to_f32());
+            let unit = &lines[at * Self::N_LINES + inner / UNIT * B::Codes::LINES..][..B::Codes::LINES];
             let level = B::Codes::level(unit, lane, inner % UNIT);
-            *weight = d * f32::from(self.scales[group][lane]) * level as f32;
+            *weight = d * f32::from(scales[at * Self::N_GROUPS + group][lane]) * level as f32;
             if B::HAS_MINIMA {
-                *weight -= d_min * f32::from(self.minima[group][lane]);
+                let minimum = minima[at * Self::N_PAIRS + group / 2][lane * 2 + group % 2];
+                *weight -= d_min * f32::from(minimum);
             }
         }
     }
 
-    /// Dot products of a tile's 16 rows with `M` rows of activations.
+    /// Dot products of the 16 rows of each of `N` tiles with `M` rows of activations.
     #[inline(always)]
-    pub(crate) fn dot<S: Isa, const M: usize>(
+    pub(crate) fn dot<S: Isa, const M: usize, const N: usize>(
         &self,
         isa: S,
         tile: usize,
         rows: [RoundedRow<'_, Rounded256>; M],
-    ) -> [S::F; M] {
-        let mut sums = [isa.splat(0.0); M];
+    ) -> [[S::F; N]; M] {
+        let mut sums = [[isa.splat(0.0); N]; M];
         let n = self.n_supers;
         let (mut all_quads, mut all_blocks) = ([rows[0].quads(n * UNITS); M], [rows[0].blocks(n); M]);
         for row in 1..M {
             all_quads[row] = rows[row].quads(n * UNITS);
             all_blocks[row] = rows[row].blocks(n);
         }
-        for index in 0..self.n_supers {
-            let at = tile * self.n_supers + index;
-            let lines = &self.lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
-            let groups = at * Self::N_GROUPS..(at + 1) * Self::N_GROUPS;
-            let scales = &self.scales[groups.clone()];
-            let minima = if B::HAS_MINIMA { &self.minima[groups] } else { &[] };
-            let mut scaled = [isa.splat(0.0); M];
-            let mut lowered = [isa.splat(0.0); M];
+        let (all_lines, all_scales) = (self.lines.parts::<Line>(), self.scales.parts::<[i8; LANES]>());
+        for index in 0..n {
             let mut blocks = [&all_blocks[0][index]; M];
             for row in 1..M {
                 blocks[row] = &all_blocks[row][index];
             }
-            for (unit, lines) in lines.chunks_exact(B::Codes::LINES).enumerate() {
+            if B::HAS_MINIMA {
+                self.subtract_minima(isa, (tile, index), blocks, &mut sums);
+            }
+            let (mut lines, mut scales) = ([all_lines; N], [all_scales; N]);
+            for it in 0..N {
+                let at = (tile + it) * n + index;
+                lines[it] = &all_lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
+                scales[it] = &all_scales[at * Self::N_GROUPS..(at + 1) * Self::N_GROUPS];
+            }
+            let mut scaled = [[isa.splat(0.0); N]; M];
+            for unit in 0..UNITS {
                 let mut quads = [&all_quads[0][index * UNITS + unit]; M];
                 for row in 1..M {
                     quads[row] = &all_quads[row][index * UNITS + unit];
                 }
-                Self::add_unit(isa, lines, quads, blocks, (scales, unit), &mut scaled);
-                if B::HAS_MINIMA {
-                    let (n, sums_of): (_, fn(&Rounded256) -> &[i32]) =
-                        if B::GROUP == 32 { (1, |it| &it.sums_32) } else { (2, |it| &it.sums_16) };
-                    for group in unit * n..(unit + 1) * n {
-                        let minimum = isa.load_u8(&minima[group]);
-                        for row in 0..M {
-                            let sum = isa.to_float(isa.splat_int(sums_of(blocks[row])[group]));
-                            lowered[row] = isa.fma(minimum, sum, lowered[row]);
-                        }
-                    }
+                let mut units = [&lines[0][..0]; N];
+                for it in 0..N {
+                    units[it] = &lines[it][unit * B::Codes::LINES..][..B::Codes::LINES];
+                    let at = (((tile + it) * n + index) * UNITS + unit) * B::Codes::LINES;
+                    prefetch_ahead::<S, M>(isa, all_lines, at, B::Codes::LINES);
                 }
+                Self::add_unit(isa, units, quads, blocks, (scales, unit), &mut scaled);
             }
-            let d = isa.load_f16(&self.units[at][0]);
-            for row in 0..M {
-                let scale = isa.splat(blocks[row].scale);
-                sums[row] = isa.fma(scaled[row], isa.mul(d, scale), sums[row]);
-                if B::HAS_MINIMA {
-                    let d_min = isa.load_f16(&self.units[at][1]);
-                    let negative = isa.sub(isa.splat(0.0), isa.mul(d_min, scale));
-                    sums[row] = isa.fma(lowered[row], negative, sums[row]);
+            let units = self.units.parts::<Units>();
+            for it in 0..N {
+                let d = isa.load_f16(&units[(tile + it) * n + index][0]);
+                for row in 0..M {
+                    let both = isa.mul(d, isa.splat(blocks[row].scale));
+                    sums[row][it] = isa.fma(scaled[row][it], both, sums[row][it]);
                 }
             }
         }
         sums
     }
 
+    /// Subtracts the minima of a super-block, times the sums of the activations that they stand before.
+    #[inline(always)]
+    fn subtract_minima<S: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: S,
+        (tile, index): (usize, usize),
+        blocks: [&Rounded256; M],
+        sums: &mut [[S::F; N]; M],
+    ) {
+        let (units, minima) = (self.units.parts::<Units>(), self.minima.parts::<MinimumPairs>());
+        for it in 0..N {
+            let at = (tile + it) * self.n_supers + index;
+            let minima = &minima[at * Self::N_PAIRS..(at + 1) * Self::N_PAIRS];
+            let mut lowered = [isa.splat_int(0); M];
+            for pair in 0..Self::N_PAIRS {
+                let minima = isa.load_pairs(&minima[pair]);
+                for row in 0..M {
+                    let of_32: [i32; UNITS / 2] = bytemuck::cast(blocks[row].sums_32);
+                    let of_16: [i32; UNITS] = bytemuck::cast(blocks[row].sums_16);
+                    let values = if B::GROUP == 32 { of_32[pair] } else { of_16[pair] };
+                    lowered[row] = isa.dot_pairs(lowered[row], minima, values);
+                }
+            }
+            let negative = isa.sub(isa.splat(0.0), isa.load_f16(&units[at][1]));
+            for row in 0..M {
+                let both = isa.mul(negative, isa.splat(blocks[row].scale));
+                sums[row][it] = isa.fma(isa.to_float(lowered[row]), both, sums[row][it]);
+            }
+        }
+    }
+
     /// Adds 32 columns' products, each group times its scale.
     #[inline(always)]
-    fn add_unit<S: Isa, const M: usize>(
+    fn add_unit<S: Isa, const M: usize, const N: usize>(
         isa: S,
-        lines: &[Line],
+        units: [&[Line]; N],
         quads: [&[i32; GROUPS]; M],
         blocks: [&Rounded256; M],
-        (scales, unit): (&[[i8; LANES]], usize),
-        scaled: &mut [S::F; M],
+        (scales, unit): ([&[[i8; LANES]]; N], usize),
+        scaled: &mut [[S::F; N]; M],
     ) {
         let zero = -if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
         macro_rules! start {
             ($ints:ident, $sums:ident[$index:expr]) => {
-                let mut $ints = [isa.splat_int(0); M];
+                let mut $ints = [[isa.splat_int(0); N]; M];
                 for row in 0..M {
-                    $ints[row] = isa.splat_int(zero * blocks[row].$sums[$index]);
+                    $ints[row] = [isa.splat_int(zero * i32::from(blocks[row].$sums[$index])); N];
                 }
             };
         }
         macro_rules! groups {
             ($ints:ident, $($g:literal)*) => {$(
-                let codes = B::Codes::unpack::<S, $g>(isa, lines);
+                let mut codes = [isa.splat_int(0); N];
+                for it in 0..N {
+                    codes[it] = B::Codes::unpack::<S, $g>(isa, units[it]);
+                }
                 for row in 0..M {
-                    $ints[row] = if B::Codes::WIDE {
-                        isa.dot_wide($ints[row], codes, quads[row][$g])
-                    } else {
-                        isa.dot($ints[row], codes, quads[row][$g])
-                    };
+                    for it in 0..N {
+                        $ints[row][it] = dot_codes::<S, B::Codes>(isa, $ints[row][it], codes[it], quads[row][$g]);
+                    }
                 }
             )*};
         }
         macro_rules! scale {
-            ($ints:ident, $scale:expr) => {
-                let scale = isa.load_i8(&$scale);
-                for row in 0..M {
-                    scaled[row] = isa.fma(isa.to_float($ints[row]), scale, scaled[row]);
+            ($ints:ident, $index:expr) => {
+                for it in 0..N {
+                    let scale = isa.load_i8(&scales[it][$index]);
+                    for row in 0..M {
+                        scaled[row][it] = isa.fma(isa.to_float($ints[row][it]), scale, scaled[row][it]);
+                    }
                 }
             };
         }
         if B::GROUP == 32 {
             start!(ints, sums_32[unit]);
             groups!(ints, 0 1 2 3 4 5 6 7);
-            scale!(ints, scales[unit]);
+            scale!(ints, unit);
         } else {
             start!(ints, sums_16[unit * 2]);
             groups!(ints, 0 1 2 3);
-            scale!(ints, scales[unit * 2]);
+            scale!(ints, unit * 2);
             start!(ints, sums_16[unit * 2 + 1]);
             groups!(ints, 4 5 6 7);
-            scale!(ints, scales[unit * 2 + 1]);
+            scale!(ints, unit * 2 + 1);
         }
     }
 }
