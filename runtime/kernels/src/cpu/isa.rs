@@ -155,6 +155,7 @@ impl Choice {
     }
 
     /// What the environment variable holds, if anything.
+    #[expect(clippy::disallowed_methods, reason = "for tests of a path: results do not depend on it, only their speed")]
     pub(crate) fn wish() -> Option<String> {
         std::env::var_os(VARIABLE).map(|it| it.to_string_lossy().into_owned()).filter(|it| !it.is_empty())
     }
