@@ -97,7 +97,7 @@ def spread(values):
 
 
 def compare(file, arguments):
-    sets = {name: OPTION_SETS[name] for name in arguments.options}
+    sets = {name: OPTION_SETS[name] for name in arguments.option or OPTION_SETS}
     engines = {"fsq": Ours(file, arguments)}
     engines |= {f"llama.cpp: {name}": Peer(file, options, arguments) for name, options in sets.items()}
     rounds = []
@@ -177,7 +177,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, not the clock's")
-    parser.add_argument("--options", nargs="+", choices=OPTION_SETS, default=list(OPTION_SETS), help="of llama.cpp")
+    parser.add_argument("--option", action="append", choices=OPTION_SETS, help="of llama.cpp; all unless some are named")
     arguments = parser.parse_args()
     arguments.date = datetime.date.today().isoformat()
     results = [compare(it, arguments) for it in arguments.files]

@@ -26,14 +26,6 @@ impl Zeroed {
         Ok(Self { bytes, start, len })
     }
 
-    /// The same in the largest pages that the system gives: for what is read from end to end again and again. With
-    /// small ones a core waits for a new translation every 64 lines, and its own prefetching stops there.
-    pub(crate) fn huge(len: usize) -> Result<Self, KernelError> {
-        let mut zeroed = Self::new(len)?;
-        ask_for_huge_pages(&mut zeroed.bytes);
-        Ok(zeroed)
-    }
-
     #[inline(always)]
     pub(crate) fn parts<T: Pod>(&self) -> &[T] {
         bytemuck::cast_slice(&self.bytes[self.start..self.start + self.len])
@@ -44,22 +36,6 @@ impl Zeroed {
         bytemuck::cast_slice_mut(&mut self.bytes[self.start..self.start + self.len])
     }
 }
-
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(bytes: &mut [u8]) {
-    const HUGE_BYTES: usize = 2 << 20;
-    let skipped = bytes.as_ptr().align_offset(HUGE_BYTES).min(bytes.len());
-    let whole = &mut bytes[skipped..];
-    let len = whole.len() / HUGE_BYTES * HUGE_BYTES;
-    if len > 0 {
-        // SAFETY: the range lies inside a borrowed slice, and the advice changes no byte of it. Where the system knows
-        // no huge pages it refuses, and nothing is lost.
-        unsafe { libc::madvise(whole.as_mut_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_bytes: &mut [u8]) {}
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(64))]

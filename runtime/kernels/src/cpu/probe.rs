@@ -25,7 +25,7 @@ impl Cpu {
     /// # Errors
     /// [`KernelError::OutOfMemory`] when there is no room for a buffer that no cache holds.
     pub fn read_bytes_per_s(&self) -> Result<f64, KernelError> {
-        let mut memory = Zeroed::huge(PROBE_BYTES)?;
+        let mut memory = Zeroed::new(PROBE_BYTES)?;
         // Untouched pages are all one page of zeroes, which would be read from the cache.
         memory.parts_mut::<u8>().fill(1);
         let pieces: Vec<&[Line]> = memory.parts::<Line>().chunks_exact(PIECE_LINES).collect();

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use fsq_blocks::BlockFormat;
 use fsq_blocks::formats::{iq4_nl::IQ4_NL, mxfp4::MXFP4, q4_0::Q4_0, q4_1::Q4_1, q5_0::Q5_0, q5_1::Q5_1, q8_0::Q8_0};
 
-use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, prefetch_ahead, raised};
+use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, raised};
 use super::floats::{Bf16, F16, FloatLane};
 use crate::KernelError;
 use crate::cpu::activations::{Rounded32, RoundedRow};
@@ -97,9 +97,9 @@ impl<B: Block> BlockTiles<B> {
         let n_minima = if B::HAS_MINIMUM { n } else { 0 };
         let mut tiles = Self {
             n_blocks,
-            lines: Zeroed::huge(n * B::Codes::LINES * size_of::<Line>())?,
-            scales: Zeroed::huge(n * size_of::<[B::Scale; LANES]>())?,
-            minima: Zeroed::huge(n_minima * size_of::<[F16; LANES]>())?,
+            lines: Zeroed::new(n * B::Codes::LINES * size_of::<Line>())?,
+            scales: Zeroed::new(n * size_of::<[B::Scale; LANES]>())?,
+            minima: Zeroed::new(n_minima * size_of::<[F16; LANES]>())?,
             format: PhantomData,
         };
         if n == 0 {
@@ -179,8 +179,6 @@ impl<B: Block> BlockTiles<B> {
             let mut units = [&lines[0][..0]; N];
             for it in 0..N {
                 units[it] = &lines[it][block * B::Codes::LINES..][..B::Codes::LINES];
-                let at = ((tile + it) * n + block) * B::Codes::LINES;
-                prefetch_ahead::<S, M>(isa, all_lines, at, B::Codes::LINES);
             }
             let mut ints = [[isa.splat_int(0); N]; M];
             let mut quads = [&all_quads[0][block]; M];

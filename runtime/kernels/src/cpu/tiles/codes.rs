@@ -199,17 +199,3 @@ pub(crate) const QUAD: usize = 4;
 pub(crate) fn n_tiles(rows: usize) -> usize {
     rows.div_ceil(LANES).next_multiple_of(QUAD)
 }
-
-/// Lines that are asked for ahead of their turn: a core's own prefetching stops where a page ends.
-const AHEAD_LINES: usize = 32;
-
-/// Asks for the `n` lines that are read some time after those at `at`, whatever tile they belong to. Few rows of
-/// activations wait for memory; many find the lines in the cache, where the first of them left them.
-#[inline(always)]
-pub(crate) fn prefetch_ahead<S: Isa, const M: usize>(isa: S, lines: &[Line], at: usize, n: usize) {
-    if M <= 2
-        && let Some(soon) = lines.get(at + AHEAD_LINES..at + AHEAD_LINES + n)
-    {
-        isa.prefetch(soon);
-    }
-}

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use fsq_blocks::formats::{iq4_xs::IQ4_XS, q2_k::Q2_K, q3_k::Q3_K, q4_k::Q4_K, q5_k::Q5_K, q6_k::Q6_K};
 use fsq_blocks::{BlockFormat, Half};
 
-use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, prefetch_ahead, raised};
+use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, raised};
 use crate::KernelError;
 use crate::cpu::activations::{Rounded256, RoundedRow, SUPER};
 use crate::cpu::isa::{Isa, LANES, Line};
@@ -138,10 +138,10 @@ impl<B: SuperBlock> SuperTiles<B> {
         let n = n_tiles(rows) * n_supers;
         let mut tiles = Self {
             n_supers,
-            lines: Zeroed::huge(n * Self::N_LINES * size_of::<Line>())?,
-            units: Zeroed::huge(n * size_of::<Units>())?,
-            scales: Zeroed::huge(n * Self::N_GROUPS * LANES)?,
-            minima: Zeroed::huge(n * Self::N_PAIRS * size_of::<MinimumPairs>())?,
+            lines: Zeroed::new(n * Self::N_LINES * size_of::<Line>())?,
+            units: Zeroed::new(n * size_of::<Units>())?,
+            scales: Zeroed::new(n * Self::N_GROUPS * LANES)?,
+            minima: Zeroed::new(n * Self::N_PAIRS * size_of::<MinimumPairs>())?,
             format: PhantomData,
         };
         if n == 0 {
@@ -240,8 +240,6 @@ impl<B: SuperBlock> SuperTiles<B> {
                 let mut units = [&lines[0][..0]; N];
                 for it in 0..N {
                     units[it] = &lines[it][unit * B::Codes::LINES..][..B::Codes::LINES];
-                    let at = (((tile + it) * n + index) * UNITS + unit) * B::Codes::LINES;
-                    prefetch_ahead::<S, M>(isa, all_lines, at, B::Codes::LINES);
                 }
                 Self::add_unit(isa, units, quads, blocks, (scales, unit), &mut scaled);
             }
