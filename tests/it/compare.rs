@@ -44,7 +44,7 @@ fn assert_near(found: &Value, expected: &Value) {
             continue;
         };
         let found = found[name].as_f64().unwrap_or_else(|| panic!("{name}: {found}"));
-        let is_tail = ["max", "min", "p999", "p001", "p99", "p01"].iter().any(|it| name.ends_with(it));
+        let is_tail = ["max", "min", "p999", "p001", "p99", "p01", "p95", "p05"].iter().any(|it| name.ends_with(it));
         let distance = (found - number).abs() / number.abs().max(1e-2);
         println!("  {name}: {found:.6}, llama.cpp {number:.6}, {distance:.1e} apart");
         let limit = if is_tail { DISTANCE_IN_TAILS_MAX } else { DISTANCE_MAX };
