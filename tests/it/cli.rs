@@ -85,8 +85,15 @@ fn every_command_explains_itself() {
     let help = fsq(&["--help"]);
     assert!(help.status.success());
     let help = String::from_utf8(help.stdout).unwrap();
-    for command in ["run", "logits", "compare", "inspect", "quantize", "calibrate", "serve", "devices", "report"] {
-        assert!(help.contains(&format!("  {command}")), "{command}\n{help}");
+    let listed = help.lines().skip_while(|it| *it != "Commands:").skip(1).take_while(|it| !it.is_empty());
+    // What does not fit beside a command stands below its explanation, further in.
+    let of_commands = listed.filter_map(|it| it.strip_prefix("  ").filter(|it| !it.starts_with(' ')));
+    let mut commands: Vec<&str> = of_commands.filter_map(|it| it.split(' ').next()).collect();
+    commands.retain(|it| *it != "help");
+    commands.sort_unstable();
+    let expected = "bench calibrate chat compare demo devices eval gate inspect logits quantize report run serve train";
+    assert_eq!(commands.join(" "), expected, "{help}");
+    for command in commands {
         let own = fsq(&[command, "--help"]);
         assert!(own.status.success() && !own.stdout.is_empty(), "{command}");
     }
@@ -228,6 +235,29 @@ fn a_reader_that_leaves_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn the_environment_chooses_the_kernels_and_the_choice_is_told() {
+    let devices = |path: &str| command(&["devices", "--json"]).env("FSQ_CPU", path).output().unwrap();
+    let run = |path: &str| {
+        let run = ["run", &file(), "--prompt", "hello", "-n", "8", "--json"];
+        let output = command(&run).env("FSQ_CPU", path).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["token_ids"].clone()
+    };
+    let widest = json(&["devices", "--json"])["processor"]["path"].as_str().unwrap().to_owned();
+    for path in ["scalar", &widest] {
+        let output = devices(path);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("FSQ_CPU: kernels run on {path}")));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["processor"]["path"], path);
+    }
+    assert_eq!(run("scalar"), run(&widest));
+    let refused = devices("sse9");
+    assert_eq!(refused.status.code(), BAD_INPUT);
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(errors.starts_with("error: FSQ_CPU: expected one of scalar") && errors.contains("`sse9`"), "{errors}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
     python llama_compare.py < request.json > answer.json
 
-Request: `{"reference": FILE, "candidate": FILE, "text": "...", "context": 512}`.
+Request: `{"reference": FILE, "candidate": FILE, "text": "...", "context": 512, "flash": false}`; `flash` is whether
+attention is computed in one piece, whose sums round otherwise.
 Answer: the statistics of `--kl-divergence` (llama.cpp, tools/perplexity/perplexity.cpp), computed in f64 from logits
 as they are, where that program first puts the reference's into 16 bits.
 
@@ -23,7 +24,7 @@ PERCENTILES = [("p001", 0.1), ("p01", 1), ("p05", 5), ("p10", 10), ("p25", 25), 
 
 
 class Policy:
-    def __init__(self, file, size):
+    def __init__(self, file, size, flash):
         self.model = llama_cpp.llama_model_load_from_file(file.encode(), llama_cpp.llama_model_default_params())
         if not self.model:
             fail(f"llama.cpp cannot load {file}")
@@ -31,7 +32,8 @@ class Policy:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = size
         parameters.n_threads = parameters.n_threads_batch = 2
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        flash_types = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = flash_types[flash]
         self.context = llama_cpp.llama_init_from_model(self.model, parameters)
 
     def logits(self, tokens):
@@ -77,7 +79,8 @@ def main():
     request = json.load(sys.stdin)
     llama_cpp.llama_log_set(log_errors, None)
     llama_cpp.llama_backend_init()
-    reference, candidate = (Policy(request[it], request["context"]) for it in ("reference", "candidate"))
+    settings = request["context"], request["flash"]
+    reference, candidate = (Policy(request[it], *settings) for it in ("reference", "candidate"))
     cut = windows(reference.vocab, request["text"], request["context"])
     kl, nll_p, nll_q, same = np.concatenate([judge(reference, candidate, it) for it in cut], axis=1)
     n, delta = len(kl), np.exp(-nll_q) - np.exp(-nll_p)
