@@ -11,7 +11,7 @@ A request `{"rows": [[1, 2, 3], ...]}` asks for the logits after the last token 
 Its answer: `{"version": ..., "rows": [[...], ...]}`.
 Either may name `"adapter"`, a LoRA adapter in a GGUF file, and `"kv": "q8_0"`: keys and values in 8 bits, which takes
 flash attention. llama.cpp then rotates heads before it rounds them, if their width allows; not so with
-`"rotated": false`.
+`"rotated": false`. `"flash": true` takes flash attention with f16, too.
 
 Everything that is not said here stands where llama-cpp-python's own class `Llama` leaves it (repacking, KV in f16, no
 flash attention, whose sums in f16 are coarser than the products). No sampler is involved: the tokens are the arg max
@@ -142,7 +142,8 @@ def main():
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_Q8_0
     elif kv == "f16":
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        flash_types = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = flash_types[request.get("flash", False)]
     else:
         fail(f"kv: expected f16 or q8_0, found {kv!r}")
     context = llama_cpp.llama_init_from_model(model, parameters)
