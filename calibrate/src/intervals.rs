@@ -3,7 +3,7 @@
 //! Knows nothing of what is measured. An interval that is not defined is `None`.
 
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal, StudentsT};
 
 /// A closed range a true value is believed to lie in.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub fn normal_quantile(probability: f64) -> Option<f64> {
 }
 
 /// How many standard errors a two-sided interval reaches: 1.96 for a confidence of 0.95.
-fn reach(confidence: f64) -> Option<f64> {
+pub(crate) fn reach(confidence: f64) -> Option<f64> {
     if confidence <= 0.0 {
         return None;
     }
@@ -38,10 +38,16 @@ fn reach(confidence: f64) -> Option<f64> {
 /// The Wilson score interval of a proportion, two-sided (Wilson 1927).
 /// `None` if `n` is 0, `successes > n` or `confidence` is outside `(0, 1)`.
 pub fn wilson(successes: u64, n: u64, confidence: f64) -> Option<Interval> {
-    if n == 0 || successes > n {
+    wilson_effective(successes as f64, n as f64, confidence)
+}
+
+/// The Wilson interval for counts that need not be whole: those of outcomes that depend on one another,
+/// scaled to as many independent ones as would tell as much.
+pub(crate) fn wilson_effective(k: f64, n: f64, confidence: f64) -> Option<Interval> {
+    if n <= 0.0 || k > n {
         return None;
     }
-    let (z2, n, k) = (reach(confidence)?.powi(2), n as f64, successes as f64);
+    let z2 = reach(confidence)?.powi(2);
     let centre = (k + z2 / 2.0) / (n + z2);
     let half = (z2 * (k * (n - k) / n + z2 / 4.0)).sqrt() / (n + z2);
     // The ends are exactly 0 and 1 in the extreme cases; rounding would miss them by an ulp.
@@ -61,6 +67,67 @@ pub fn mean_t(values: &[f64], confidence: f64) -> Option<Interval> {
     let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.5 + confidence / 2.0);
     let half = t * (variance / n).sqrt();
     half.is_finite().then_some(Interval { low: mean - half, high: mean + half })
+}
+
+/// The interval of a mean whose values depend on one another within clusters, two-sided: Student's t on
+/// the sums of clusters, which is [`mean_t`] where every cluster has one value.
+///
+/// `values` are `(cluster, value)` in any order. `None` below two clusters or for values not finite.
+pub fn mean_clustered(values: &[(u64, f64)], confidence: f64) -> Option<Interval> {
+    if !(confidence > 0.0 && confidence < 1.0) {
+        return None;
+    }
+    let (mean, error, n_clusters) = clustered_error(values)?;
+    let t = StudentsT::new(0.0, 1.0, n_clusters - 1.0).ok()?.inverse_cdf(0.5 + confidence / 2.0);
+    let half = t * error;
+    half.is_finite().then_some(Interval { low: mean - half, high: mean + half })
+}
+
+/// Mean, its standard error and the number of clusters; sums in sorted order, so that no order of the
+/// values shows in the last digits.
+pub(crate) fn clustered_error(values: &[(u64, f64)]) -> Option<(f64, f64, f64)> {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let n = values.len() as f64;
+    let mean = values.iter().map(|it| it.1).sum::<f64>() / n;
+    let excess = values.chunk_by(|a, b| a.0 == b.0).map(|it| it.iter().map(|it| it.1 - mean).sum::<f64>());
+    let excess: Vec<f64> = excess.collect();
+    let n_clusters = excess.len() as f64;
+    let squares: f64 = excess.iter().map(|it| it * it).sum();
+    let error = (squares * n_clusters / (n_clusters - 1.0)).sqrt() / n;
+    (excess.len() > 1 && mean.is_finite() && error.is_finite()).then_some((mean, error, n_clusters))
+}
+
+/// Newcombe's hybrid score interval of a paired difference of proportions, two-sided (Newcombe 1998,
+/// method 10: Wilson limits of both shares, joined with their correlation).
+///
+/// Of `n` pairs, `both` succeed in both members, `gained` only in the second and `lost` only in the
+/// first; the difference is `(gained - lost) / n`. `None` if `n` is 0 or the counts do not fit.
+pub fn newcombe(both: u64, gained: u64, lost: u64, n: u64, confidence: f64) -> Option<Interval> {
+    let neither = n.checked_sub(both.checked_add(gained)?.checked_add(lost)?)?;
+    let (second, first) = (wilson(both + gained, n, confidence)?, wilson(both + lost, n, confidence)?);
+    let [a, b, c, d, n] = [both, gained, lost, neither, n].map(|it| it as f64);
+    let product = (a + b) * (c + d) * (a + c) * (b + d);
+    let covariance = a * d - b * c;
+    // The continuity correction of the method: a positive correlation counts only beyond n / 2.
+    let covariance = if covariance > 0.0 { (covariance - n / 2.0).max(0.0) } else { covariance };
+    let correlation = if product > 0.0 { covariance / product.sqrt() } else { 0.0 };
+    let (share_second, share_first) = ((a + b) / n, (a + c) / n);
+    let join = |x: f64, y: f64| (x * x - 2.0 * correlation * x * y + y * y).max(0.0).sqrt();
+    let difference = (b - c) / n;
+    Some(Interval {
+        low: (difference - join(share_second - second.low, first.high - share_first)).max(-1.0),
+        high: (difference + join(second.high - share_second, share_first - first.low)).min(1.0),
+    })
+}
+
+/// The exact two-sided p-value of McNemar's test: could as many flips fall so unevenly by chance?
+/// 1 for no flips. A large value is no evidence that nothing changed.
+pub fn mcnemar_exact(gained: u64, lost: u64) -> f64 {
+    match Binomial::new(0.5, gained + lost) {
+        Ok(fair) if gained != lost => (2.0 * fair.cdf(gained.min(lost))).min(1.0),
+        _ => 1.0,
+    }
 }
 
 /// Tango's score interval of a paired difference of proportions, two-sided (Tango 1998).
@@ -107,6 +174,53 @@ pub fn percentile(values: &mut [f64], resamples: usize, confidence: f64) -> Opti
     values.sort_unstable_by(f64::total_cmp);
     let tail = (1.0 - confidence) / 2.0;
     Some(Interval { low: quantile(values, tail), high: quantile(values, 1.0 - tail) })
+}
+
+/// The pivotal interval of a statistic that is biased, two-sided; sorts the resampled values.
+///
+/// Resampling shows how far the statistic strays from `population`, its true value for the distribution
+/// that is resampled; the interval takes `estimate` to stray from the truth alike. A percentile interval
+/// would add the bias a second time. `resamples` is as for [`percentile`].
+pub fn pivotal(
+    values: &mut [f64],
+    resamples: usize,
+    confidence: f64,
+    estimate: f64,
+    population: f64,
+) -> Option<Interval> {
+    let strayed = percentile(values, resamples, confidence)?;
+    Some(Interval { low: estimate - (strayed.high - population), high: estimate - (strayed.low - population) })
+}
+
+/// The bias-corrected and accelerated interval of a statistic, two-sided (BCa, Efron 1987); sorts the
+/// resampled values.
+///
+/// A percentile interval of a rare event is too short above: where few slips were seen, few are drawn. The
+/// correction shifts both ends by how many resampled values lie below the estimate, and by the
+/// `acceleration`: how fast the standard error grows with the truth. `resamples` is as for [`percentile`].
+pub fn accelerated(
+    values: &mut [f64],
+    resamples: usize,
+    confidence: f64,
+    estimate: f64,
+    acceleration: f64,
+) -> Option<Interval> {
+    percentile(values, resamples, confidence)?;
+    let standard = Normal::new(0.0, 1.0).ok()?;
+    let n = values.len() as f64;
+    let below = values.partition_point(|it| *it < estimate) as f64;
+    let upto = values.partition_point(|it| *it <= estimate) as f64;
+    let share = (0.5 * (below + upto) / n).clamp(0.5 / n, 1.0 - 0.5 / n);
+    let shift = normal_quantile(share)?;
+    let end = |tail: f64| {
+        let reach = shift + normal_quantile(tail)?;
+        let slowed = 1.0 - acceleration * reach;
+        // Beyond this the correction has no meaning; the outermost value is the safe end.
+        let share = if slowed > 0.0 { standard.cdf(shift + reach / slowed) } else { tail.round() };
+        Some(quantile(values, share))
+    };
+    let tail = (1.0 - confidence) / 2.0;
+    Some(Interval { low: end(tail)?, high: end(1.0 - tail)? })
 }
 
 /// The quantile of sorted values, linear between neighbours; `sorted` must not be empty.

@@ -5,11 +5,14 @@
 //! | [`foresight`] | the one grammar of foresight text: parse, render, byte ranges of its spans |
 //! | [`stated`] | what a policy wrote about its own success, and the distribution behind it |
 //! | [`metrics`] | how well stated probabilities and outcomes agree, with intervals |
+//! | [`fidelity`] | how true rollouts are by horizon, and how much of that a candidate keeps |
 //! | [`divergence`] | how far two policies' next tokens are apart |
 //! | [`shift`] | how far their stated probabilities are apart |
 //! | [`recalibration`] | maps from stated to estimate; the only maker of an [`Estimate`] |
+//! | [`threshold`] | the estimate from which on to act, so that failures stay bounded |
 //! | [`gates`] | paired judgement of a candidate against a reference; the only maker of [`gates::Passed`] |
 //! | [`intervals`] | intervals for proportions, means and paired differences |
+//! | [`drift`] | whether probabilities still mean what they meant: audit, detector, refit and promotion |
 //! | [`alarms`] | signs that training is destroying the foresight it should calibrate |
 //!
 //! Everything here is a function of its arguments: nothing reads a clock, a file or a policy, and
@@ -19,6 +22,8 @@
 
 pub mod alarms;
 pub mod divergence;
+pub mod drift;
+pub mod fidelity;
 pub mod foresight;
 pub mod gates;
 pub mod intervals;
@@ -26,6 +31,7 @@ pub mod metrics;
 pub mod recalibration;
 pub mod shift;
 pub mod stated;
+pub mod threshold;
 
 pub use recalibration::Estimate;
 pub use stated::{Stated, StatedDistribution};

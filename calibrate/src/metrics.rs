@@ -4,14 +4,24 @@
 //! the order of the outcomes never matters. A metric that is not defined is `None`, never NaN.
 //! Knows nothing of policies, episodes or what a good value is; that is for [`crate::gates`].
 
+mod auroc;
 mod bootstrap;
+mod cells;
+mod chance;
 mod reliability;
+mod selection;
+mod smooth;
 mod tally;
 
 use serde::Serialize;
 
+pub use auroc::{auroc_interval, delong};
 pub use bootstrap::{Bootstrap, intervals};
-pub use reliability::{ReliabilityBin, reliability_curve};
+pub use cells::{CELL_OUTCOMES_MIN, Cell, CellGap, cell_gaps};
+pub use chance::{CalibratedErrors, Chance, errors_if_calibrated};
+pub use reliability::{ReliabilityBin, reliability_curve, reliability_curve_equal_mass};
+pub use selection::{RiskPoint, risk_coverage};
+pub use smooth::{smooth_ece, smooth_ece_interval};
 
 pub(crate) use tally::Tally;
 
@@ -69,7 +79,7 @@ macro_rules! metrics {
             $($(#[$doc])* pub $name: Option<f64>,)*
         }
 
-        /// Cluster bootstrap intervals of [`Metrics`], field by field.
+        /// Intervals of [`Metrics`], field by field; [`intervals`] says of what kind.
         #[derive(Debug, Clone, Default, PartialEq, Serialize)]
         pub struct MetricIntervals {
             $($(#[$doc])* pub $name: Option<crate::intervals::Interval>,)*
@@ -134,6 +144,11 @@ metrics! {
     selective_risk_at_50,
     /// Share of failures among the 80 % with the highest `q`, likewise.
     selective_risk_at_80,
+    /// Area under risk against coverage: the share of failures among the `k` highest, on average over
+    /// all `k`. A tie is broken at random, on average. 0 is perfect; the base rate of failures is none.
+    aurc,
+    /// Average precision of detecting failures by low `q`; ties count as one threshold. Needs a failure.
+    auprc_failure,
 }
 
 impl Metrics {

@@ -7,6 +7,7 @@
 mod isotonic;
 mod logistic;
 mod metadata;
+mod venn_abers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,9 +15,11 @@ use std::fmt;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::intervals::Interval;
 use crate::metrics::{Outcome, Tally};
 use crate::stated::Stated;
 use isotonic::Knots;
+use venn_abers::TwoSided;
 
 /// A probability of success after a recalibration map: what a server may act on and hand out.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
@@ -51,12 +54,23 @@ pub enum Family {
     Beta,
     /// Monotone, linear between the means of blocks of at least 20 outcomes.
     Isotonic,
+    /// Two isotonic fits, one for each outcome the next plan may have (Vovk, Petej & Fedorova 2015): the
+    /// only family with an interval for each statement. Never chosen unasked.
+    #[serde(rename = "venn-abers")]
+    VennAbers,
 }
 
 impl Family {
     /// All families, simplest first.
-    pub const ALL: [Family; 6] =
-        [Family::Identity, Family::Shrinkage, Family::Temperature, Family::Platt, Family::Beta, Family::Isotonic];
+    pub const ALL: [Family; 7] = [
+        Family::Identity,
+        Family::Shrinkage,
+        Family::Temperature,
+        Family::Platt,
+        Family::Beta,
+        Family::Isotonic,
+        Family::VennAbers,
+    ];
 
     /// The name in metadata and reports.
     pub fn name(self) -> &'static str {
@@ -67,6 +81,7 @@ impl Family {
             Family::Platt => "platt",
             Family::Beta => "beta",
             Family::Isotonic => "isotonic",
+            Family::VennAbers => "venn-abers",
         }
     }
 
@@ -162,11 +177,25 @@ pub struct RecalibrationMap {
 #[serde(rename_all = "lowercase", tag = "family")]
 enum Curve {
     Identity,
-    Shrinkage { weight: f64, base_rate: f64 },
-    Temperature { slope: f64 },
-    Platt { slope: f64, offset: f64 },
-    Beta { success_slope: f64, failure_slope: f64, offset: f64 },
+    Shrinkage {
+        weight: f64,
+        base_rate: f64,
+    },
+    Temperature {
+        slope: f64,
+    },
+    Platt {
+        slope: f64,
+        offset: f64,
+    },
+    Beta {
+        success_slope: f64,
+        failure_slope: f64,
+        offset: f64,
+    },
     Isotonic(Knots),
+    #[serde(rename = "venn-abers")]
+    VennAbers(TwoSided),
 }
 
 impl RecalibrationMap {
@@ -188,13 +217,15 @@ impl RecalibrationMap {
     /// Fits one family.
     ///
     /// # Errors
-    /// Shrinkage needs one outcome, the parametric families ten and both classes, isotonic a block.
+    /// Shrinkage needs one outcome, the parametric families and Venn–Abers ten and both classes, isotonic a
+    /// block.
     pub fn fit_family(family: Family, outcomes: &[Outcome]) -> Result<Self, RecalibrationError> {
         let expected = match family {
             Family::Identity => 0,
             Family::Shrinkage => 1,
             Family::Temperature | Family::Platt | Family::Beta => logistic::OUTCOMES_MIN,
             Family::Isotonic => isotonic::BLOCK_MIN,
+            Family::VennAbers => venn_abers::OUTCOMES_MIN,
         };
         let found = outcomes.len();
         if found < expected {
@@ -222,6 +253,7 @@ impl RecalibrationMap {
                 Curve::Beta { success_slope, failure_slope, offset }
             }
             Family::Isotonic => Curve::Isotonic(isotonic::fit(&tally)),
+            Family::VennAbers => Curve::VennAbers(venn_abers::fit(&tally)),
         };
         Ok(Self { curve, n: outcomes.len(), digest: digest(outcomes) })
     }
@@ -242,9 +274,19 @@ impl RecalibrationMap {
                 logistic::sigmoid(success_slope * success + failure_slope * failure + offset)
             }
             Curve::Isotonic(knots) => knots.at(q),
+            Curve::VennAbers(sides) => sides.at(q),
         };
         let certainty_max = 1.0 / (self.n as f64 + 2.0);
         Estimate(estimate.clamp(certainty_max, 1.0 - certainty_max))
+    }
+
+    /// The two probabilities between which the estimate lies, where the family knows them (Venn–Abers): how
+    /// little is known about statements like this one. `None` for the other families.
+    pub fn interval(&self, stated: Stated) -> Option<Interval> {
+        match &self.curve {
+            Curve::VennAbers(sides) => Some(sides.interval(stated.value())),
+            _ => None,
+        }
     }
 
     /// The family of this map.
@@ -256,11 +298,13 @@ impl RecalibrationMap {
             Curve::Platt { .. } => Family::Platt,
             Curve::Beta { .. } => Family::Beta,
             Curve::Isotonic(_) => Family::Isotonic,
+            Curve::VennAbers(_) => Family::VennAbers,
         }
     }
 
     /// The parameters in the order they are stored: shrinkage `weight, base rate`; temperature `a`;
-    /// Platt `a, c`; beta `a, b, c`; isotonic all places, then all values.
+    /// Platt `a, c`; beta `a, b, c`; isotonic all places, then all values; Venn–Abers all places,
+    /// then all probabilities had the next plan failed, then all had it succeeded.
     pub fn parameters(&self) -> Vec<f64> {
         match &self.curve {
             Curve::Identity => Vec::new(),
@@ -271,6 +315,7 @@ impl RecalibrationMap {
                 vec![*success_slope, *failure_slope, *offset]
             }
             Curve::Isotonic(knots) => knots.parameters(),
+            Curve::VennAbers(sides) => sides.parameters(),
         }
     }
 

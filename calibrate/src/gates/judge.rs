@@ -1,15 +1,13 @@
 //! The gates themselves: what each measures, on which tasks, against which limit.
 
-use super::pairs::{Both, Measure, Pairs, Ranking, Side, gap, squared_error};
+use super::pairs::{Both, Measure, Pairs, Ranking, Side, acceleration, gap, squared_error};
 use super::report::{Confidence, Flips, GateResult, Report, Verdict};
+use super::sequence::Look;
 use super::verdict::{Evidence, decide};
 use super::{EpisodeRecord, Evaluation, GateError, GateProfile};
-use crate::intervals::{Interval, percentile, tango};
+use crate::intervals::{Interval, accelerated, mcnemar_exact, percentile, tango};
 use crate::metrics::{Metrics, Outcome};
 use crate::recalibration::RecalibrationMap;
-
-/// Two-sided confidence whose ends are one-sided 95 % bounds.
-const CONFIDENCE: f64 = 0.90;
 
 /// How a gate's numbers are written.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +31,10 @@ struct Question<'a> {
     reference: Option<f64>,
     candidate: Option<f64>,
     harm: Measure<'a>,
-    /// A value of the candidate alone whose interval within ± limit also passes the gate (G3).
-    alone: Option<Measure<'a>>,
+    /// Two ways to pass (G3): the candidate's own value lies within ± limit, or it is not beyond the reference's by
+    /// more, on the side it errs to. The harm, the lesser of the two, has no interval of its own: it has a kink
+    /// where the reference changes sides.
+    either: Option<[Measure<'a>; 2]>,
     /// The floor of a rate and the candidate's rate, where the reference reaches the floor (G6).
     floor: Option<(f64, Measure<'a>)>,
 }
@@ -45,6 +45,21 @@ struct Question<'a> {
 /// A profile that cannot be judged by, tasks that are not paired one to one, records that contradict
 /// themselves. No tasks at all are not an error: every gate is then inconclusive.
 pub fn judge(reference: &Evaluation, candidate: &Evaluation, profile: &GateProfile) -> Result<Report, GateError> {
+    judge_look(reference, candidate, profile, &Look::only(profile.episodes_min))
+}
+
+/// As [`judge`], at one of several [`super::looks`] at a growing number of tasks. A look that passes or fails is
+/// the last; one that is inconclusive is followed by the next.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_look(
+    reference: &Evaluation,
+    candidate: &Evaluation,
+    profile: &GateProfile,
+    look: &Look,
+) -> Result<Report, GateError> {
+    let profile = &GateProfile { episodes_min: look.tasks, ..profile.clone() };
     profile.check()?;
     let pairs = Pairs::of(reference, candidate)?;
     let identity = RecalibrationMap::identity();
@@ -74,7 +89,7 @@ pub fn judge(reference: &Evaluation, candidate: &Evaluation, profile: &GateProfi
     questions.extend([asker.parse_rate(&parsed, &steps), asker.tokens(&tokens)]);
 
     let flips = flips(&pairs);
-    let mut gates = answers(&pairs, &questions, profile, flips);
+    let mut gates = answers(&pairs, &questions, profile, look, flips);
     let recalibration_required = settle_brier(&mut gates, candidate.recalibration.is_some(), profile);
     let stated = |evaluation: &Evaluation| Metrics::of(&outcomes(evaluation, &identity));
     let candidate_estimate = Metrics::of(&outcomes(candidate, candidate_map));
@@ -82,6 +97,7 @@ pub fn judge(reference: &Evaluation, candidate: &Evaluation, profile: &GateProfi
         profile: profile.name.clone(),
         verdict: overall(&gates),
         n: asker.n,
+        look: *look,
         confidence: confidence(&candidate_estimate, profile),
         recalibration_required,
         flips,
@@ -122,7 +138,7 @@ impl Asker<'_> {
             candidate: means.map(|it| it.1),
             // Adding zero turns -0.0 into 0.0, which reads better in a report.
             harm: Box::new(move |weights| both.mean_rise(weights).map(|rise| worse * rise + 0.0)),
-            alone: None,
+            either: None,
             floor: None,
         }
     }
@@ -136,10 +152,14 @@ impl Asker<'_> {
     }
 
     fn signed_gap<'a>(&self, gaps: &'a Both) -> Question<'a> {
+        let side = gaps.means(&self.once).map_or(1.0, |it| it.1.signum());
         Question {
             limit: self.profile.signed_gap_max,
             harm: Box::new(|weights| gaps.means(weights).map(|(reference, candidate)| excess(reference, candidate))),
-            alone: Some(Box::new(|weights| gaps.means(weights).map(|it| it.1))),
+            either: Some([
+                Box::new(|weights| gaps.means(weights).map(|it| it.1)),
+                Box::new(move |weights| gaps.means(weights).map(|(reference, own)| side * (own - reference))),
+            ]),
             ..self.mean("G3", "signed gap of the estimate", gaps, 1.0)
         }
     }
@@ -156,7 +176,7 @@ impl Asker<'_> {
             reference: reference.auroc(&self.once),
             candidate: candidate.auroc(&self.once),
             harm: Box::new(|weights| Some(reference.auroc(weights)? - candidate.auroc(weights)?)),
-            alone: None,
+            either: None,
             floor: None,
         }
     }
@@ -224,7 +244,8 @@ fn flips(pairs: &Pairs<'_>) -> Flips {
         let flipped = pairs.0.iter().filter(|it| it.candidate.success == won && it.reference.success != won);
         flipped.count() as u64
     };
-    Flips { gained: count(true), lost: count(false) }
+    let (gained, lost) = (count(true), count(false));
+    Flips { gained, lost, mcnemar_p: mcnemar_exact(gained, lost) }
 }
 
 /// The outcomes of an evaluation as a map sees them.
@@ -243,58 +264,68 @@ fn confidence(estimate: &Metrics, profile: &GateProfile) -> Confidence {
 #[derive(Default)]
 struct Resampled {
     harm: Vec<f64>,
-    alone: Vec<f64>,
+    either: [Vec<f64>; 2],
     rate: Vec<f64>,
+    /// How many were drawn; values that are not defined are missing.
+    resamples: usize,
 }
 
 /// Resamples the tasks once for all questions, then decides each.
-fn answers(pairs: &Pairs<'_>, questions: &[Question<'_>], profile: &GateProfile, flips: Flips) -> Vec<GateResult> {
+fn answers(
+    pairs: &Pairs<'_>,
+    questions: &[Question<'_>],
+    profile: &GateProfile,
+    look: &Look,
+    flips: Flips,
+) -> Vec<GateResult> {
     let mut resampled: Vec<Resampled> = questions.iter().map(|_| Resampled::default()).collect();
     pairs.resample(profile.resamples, profile.seed, |weights| {
         for (question, values) in questions.iter().zip(&mut resampled) {
+            values.resamples += 1;
             values.harm.extend((question.harm)(weights));
-            values.alone.extend(question.alone.as_ref().and_then(|it| it(weights)));
+            for (values, measure) in values.either.iter_mut().zip(question.either.iter().flatten()) {
+                values.extend(measure(weights));
+            }
             values.rate.extend(question.floor.as_ref().and_then(|(_, rate)| rate(weights)));
         }
     });
     let once = vec![1; pairs.len()];
     let both = questions.iter().zip(resampled);
-    both.map(|(question, values)| answer(question, values, &once, profile.resamples, flips)).collect()
+    both.map(|(question, values)| answer(question, values, &once, look, flips)).collect()
 }
 
-fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], resamples: usize, flips: Flips) -> GateResult {
-    let n = question.n;
+fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], look: &Look, flips: Flips) -> GateResult {
+    let (n, resamples, confidence) = (question.n, values.resamples, look.confidence());
+    let harm = (question.harm)(once);
+    let skewed = acceleration(once.len(), &question.harm);
     let mut evidence = Evidence {
         n,
         n_min: question.n_min,
-        harm: (question.harm)(once),
+        harm,
         deviation: deviation(&values.harm).map(|it| it * (n as f64).sqrt()),
-        interval: percentile(&mut values.harm, resamples, CONFIDENCE),
+        interval: harm.and_then(|it| accelerated(&mut values.harm, resamples, confidence, it, skewed)),
     };
     if question.id == "G1" && n > 0 {
         // The score interval knows that a task which did not flip here may flip elsewhere.
-        let interval = tango(flips.gained, flips.lost, n, CONFIDENCE);
+        let interval = tango(flips.gained, flips.lost, n, confidence);
         evidence.interval = interval.map(|it| Interval { low: -it.high, high: -it.low });
         let rise = (flips.gained as f64 - flips.lost as f64) / n as f64;
         let variance = (flips.gained + flips.lost) as f64 / n as f64 - rise * rise;
         evidence.deviation = Some(variance.max(0.0).sqrt());
     }
-    let mut verdict = decide(&evidence, question.limit);
+    let mut verdict = decide(&evidence, question.limit, look);
     let mut remark = String::new();
-    let alone = percentile(&mut values.alone, resamples, CONFIDENCE);
-    let within = alone.is_some_and(|it| it.low > -question.limit && it.high < question.limit);
-    if within && n >= question.n_min && verdict != Verdict::Pass {
-        verdict = Verdict::Pass;
-        remark = " The candidate's own gap is within the limit.".to_owned();
+    if question.either.is_some() {
+        (verdict, remark) = settle_either(verdict, question, &mut values, look);
     }
     if let (Some((floor, _)), Some(rate)) = (&question.floor, question.candidate)
         && rate < *floor
     {
-        let bound = percentile(&mut values.rate, resamples, CONFIDENCE);
+        let bound = percentile(&mut values.rate, resamples, confidence);
         verdict = below_floor(verdict, &evidence, bound.is_some_and(|it| it.high < *floor));
         remark = format!(" Below the floor of {}, which the reference reaches.", written(*floor, Unit::Points));
     }
-    let sentence = sentence(question, &evidence, verdict) + &remark;
+    let sentence = sentence(question, &evidence, verdict, look) + &remark;
     GateResult {
         id: question.id,
         name: question.name.clone(),
@@ -307,6 +338,24 @@ fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], resample
         interval: evidence.interval,
         limit: question.limit,
         sentence,
+    }
+}
+
+/// Passes in either of two ways. Each is tested at half the level, so that both together err no more often.
+fn settle_either(verdict: Verdict, question: &Question<'_>, values: &mut Resampled, look: &Look) -> (Verdict, String) {
+    let (n, limit, confidence) = (question.n, question.limit, 1.0 - look.level);
+    let resamples = values.resamples;
+    let [own, beside] = values.either.each_mut().map(|it| percentile(it, resamples, confidence));
+    let within = own.is_some_and(|it| it.low > -limit && it.high < limit);
+    let no_worse = beside.is_some_and(|it| it.high < limit);
+    match verdict {
+        _ if n >= question.n_min && no_worse => (Verdict::Pass, String::new()),
+        _ if n >= question.n_min && within => {
+            (Verdict::Pass, " The candidate's own gap is within the limit.".to_owned())
+        }
+        // Close to the limit either way, which more tasks of the same would tell.
+        Verdict::Pass => (Verdict::Inconclusive { n, n_needed: Some(2 * n) }, String::new()),
+        other => (other, String::new()),
     }
 }
 
@@ -381,7 +430,7 @@ fn written_harm(value: f64, unit: Unit) -> String {
     }
 }
 
-fn sentence(question: &Question<'_>, evidence: &Evidence, verdict: Verdict) -> String {
+fn sentence(question: &Question<'_>, evidence: &Evidence, verdict: Verdict, look: &Look) -> String {
     let Question { id, name, unit, limit, .. } = question;
     let ending = match verdict {
         Verdict::Pass => "pass".to_owned(),
@@ -399,11 +448,12 @@ fn sentence(question: &Question<'_>, evidence: &Evidence, verdict: Verdict) -> S
         return format!("{id} {name}: {ending}.");
     };
     format!(
-        "{id} {name}: {} for the reference, {} for the candidate; worse by {} (90 % interval {} to {}), \
+        "{id} {name}: {} for the reference, {} for the candidate; worse by {} ({} % interval {} to {}), \
          limit {}: {ending}.",
         written(reference, *unit),
         written(candidate, *unit),
         written_harm(harm, *unit),
+        (1000.0 * look.confidence()).round() / 10.0,
         written_harm(interval.low, *unit),
         written_harm(interval.high, *unit),
         written_harm(*limit, *unit),

@@ -9,6 +9,25 @@ use crate::recalibration::RecalibrationMap;
 /// A harm as a function of how often each task was drawn; `None` where it is not defined.
 pub(super) type Measure<'a> = Box<dyn Fn(&[u32]) -> Option<f64> + 'a>;
 
+/// Groups of tasks that are left out in turn.
+const GROUPS: usize = 200;
+
+/// Efron's acceleration of a harm over `n` tasks: the skewness of what each task adds, over 6, seen by leaving
+/// out one of 200 groups of tasks at a time.
+pub(super) fn acceleration(n: usize, harm: &Measure<'_>) -> f64 {
+    let mut weights = vec![1; n];
+    let mut without = Vec::with_capacity(GROUPS);
+    for group in 0..GROUPS.min(n) {
+        (group..n).step_by(GROUPS).for_each(|it| weights[it] = 0);
+        without.extend(harm(&weights));
+        (group..n).step_by(GROUPS).for_each(|it| weights[it] = 1);
+    }
+    let mean = without.iter().sum::<f64>() / without.len() as f64;
+    let powers = |exponent: i32| without.iter().map(|it| (mean - it).powi(exponent)).sum::<f64>();
+    let squares = powers(2);
+    if squares > 0.0 { powers(3) / (6.0 * squares.powf(1.5)) } else { 0.0 }
+}
+
 /// Episodes of one task.
 pub(super) struct Pair<'a> {
     pub(super) reference: &'a EpisodeRecord,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::GateError;
+use super::{GateError, Look};
 use crate::intervals::Interval;
 use crate::metrics::Metrics;
 use crate::recalibration::hex;
@@ -55,7 +55,7 @@ pub struct GateResult {
     pub candidate: Option<f64>,
     /// How much worse the candidate is; negative is better.
     pub measured: Option<f64>,
-    /// Two-sided 90 % interval of `measured`: each end is a one-sided 95 % bound.
+    /// Interval of `measured`: each end is a one-sided bound at the level of the look, 95 % for an only one.
     pub interval: Option<Interval>,
     /// Most that `measured` may be.
     pub limit: f64,
@@ -79,6 +79,8 @@ pub struct Report {
     pub(super) profile: String,
     pub(super) verdict: Verdict,
     pub(super) n: u64,
+    /// The look this was; the only one unless the judgement is sequential.
+    pub(super) look: Look,
     pub(super) confidence: Confidence,
     pub(super) recalibration_required: bool,
     /// Tasks only the candidate solved, and tasks only the reference solved.
@@ -93,12 +95,14 @@ pub struct Report {
 }
 
 /// Tasks whose outcome differs between reference and candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Flips {
     /// Solved by the candidate only.
     pub gained: u64,
     /// Solved by the reference only.
     pub lost: u64,
+    /// McNemar's exact two-sided p-value. A large one is no evidence that nothing changed.
+    pub mcnemar_p: f64,
 }
 
 impl Report {
@@ -115,6 +119,11 @@ impl Report {
     /// Paired tasks.
     pub fn n(&self) -> u64 {
         self.n
+    }
+
+    /// The look this was, of how many, and at which level.
+    pub fn look(&self) -> &Look {
+        &self.look
     }
 
     /// Every gate, G1 first.

@@ -1,6 +1,7 @@
 //! The decision rule of every gate, from numbers alone.
 
 use super::report::Verdict;
+use super::sequence::Look;
 use crate::intervals::Interval;
 
 /// Standard errors to a one-sided 95 % bound.
@@ -17,29 +18,32 @@ pub(super) struct Evidence {
     pub(super) n_min: u64,
     /// Measured harm; positive is worse.
     pub(super) harm: Option<f64>,
-    /// Two-sided 90 % interval of the harm.
+    /// Interval of the harm, each end a one-sided bound at the level of the look.
     pub(super) interval: Option<Interval>,
     /// Standard deviation of the harm of one task.
     pub(super) deviation: Option<f64>,
 }
 
 /// Pass, fail or inconclusive by the rule in the module documentation of [`super`].
-pub(super) fn decide(evidence: &Evidence, limit: f64) -> Verdict {
+///
+/// A look that others follow fails only what is shown to be harmful: what merely seems so gets more tasks.
+pub(super) fn decide(evidence: &Evidence, limit: f64, look: &Look) -> Verdict {
     let &Evidence { n, n_min, harm, interval, deviation } = evidence;
     let (Some(harm), Some(interval), Some(deviation)) = (harm, interval, deviation) else {
         return Verdict::Inconclusive { n, n_needed: (n < n_min).then_some(n_min) };
     };
-    let n_harmless = squared(deviation * (Z_BOUND + Z_POWER) / limit);
+    let reach = look.reach();
+    let n_harmless = squared(deviation * (reach + Z_POWER) / limit);
     if n < n_min {
         return Verdict::Inconclusive { n, n_needed: Some(n_harmless.max(n_min)) };
     }
     if interval.high < limit {
         Verdict::Pass
-    } else if interval.low > limit || (harm >= limit && n >= n_harmless) {
+    } else if interval.low > limit || (harm >= limit && n >= n_harmless && look.is_last()) {
         Verdict::Fail
     } else {
         // Enough for a harmless candidate, and for one as harmful as this one seems to be.
-        let n_seeming = if harm < limit { squared(deviation * Z_BOUND / (limit - harm)) } else { 0 };
+        let n_seeming = if harm < limit { squared(deviation * reach / (limit - harm)) } else { 0 };
         Verdict::Inconclusive { n, n_needed: Some(n_harmless.max(n_seeming).max(n + 1)) }
     }
 }

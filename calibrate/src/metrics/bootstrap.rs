@@ -1,12 +1,13 @@
-//! Cluster bootstrap intervals: whole tasks are drawn with replacement, so outcomes of one task may
-//! depend on one another in any way.
+//! Intervals of every metric. Outcomes of one task may depend on one another in any way: what is drawn,
+//! or summed before a variance is taken, are whole tasks.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{MetricIntervals, Metrics, Outcome, Tally};
-use crate::intervals::percentile;
+use super::tally::log_loss;
+use super::{MetricIntervals, Metrics, Outcome, Tally, auroc_interval};
+use crate::intervals::{Interval, clustered_error, mean_clustered, percentile, pivotal, wilson_effective};
 
 /// How to resample. The same values and outcomes give the same intervals everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -25,8 +26,20 @@ impl Bootstrap {
     pub const REPORT: Bootstrap = Bootstrap { resamples: 2000, seed: 0, confidence: 0.95 };
 }
 
-/// Percentile intervals of every metric. All `None` with fewer than two clusters: then nothing
-/// shows how much clusters vary.
+/// Intervals of every metric. All `None` with fewer than two clusters: then nothing shows how much
+/// clusters vary.
+///
+/// | metric | interval |
+/// |---|---|
+/// | means: Brier score, NLL, signed gap | Student's t over clusters |
+/// | base rate | Wilson's, for as many independent outcomes as would be known as well |
+/// | Brier score of the base rate, uncertainty | from the base rate's |
+/// | AUROC | DeLong's, by cluster |
+/// | reliability, resolution, calibration errors | cluster bootstrap, pivotal: they are biased |
+/// | the rest | cluster bootstrap, percentile |
+///
+/// An interval of a calibration error says where the true one may lie and need not hold the measured
+/// one, which is biased upwards. It is conservative: its lower end allows for all the bias there may be.
 pub fn intervals(outcomes: &[Outcome], bootstrap: &Bootstrap) -> MetricIntervals {
     let mut tally = Tally::support(outcomes);
     let clusters = Clusters::of(outcomes, &tally);
@@ -46,9 +59,82 @@ pub fn intervals(outcomes: &[Outcome], bootstrap: &Bootstrap) -> MetricIntervals
             values.extend(value);
         }
     }
-    MetricIntervals::from_array(
-        resampled.map(|mut values| percentile(&mut values, bootstrap.resamples, bootstrap.confidence)),
-    )
+    let percentiles = resampled.clone().map(|mut it| percentile(&mut it, bootstrap.resamples, bootstrap.confidence));
+    let unbiased = MetricIntervals::from_array(percentiles);
+    let chance = Tally::of(outcomes).errors_by_chance();
+    let biased = MetricIntervals::from_array(pivotals(outcomes, resampled, bootstrap));
+    MetricIntervals {
+        reliability: biased.reliability,
+        resolution: biased.resolution,
+        ece_equal_width_10: biased.ece_equal_width_10.map(|it| less_chance(it, chance[0])),
+        ece_equal_mass_15: biased.ece_equal_mass_15.map(|it| less_chance(it, chance[1])),
+        auroc: auroc_interval(outcomes, bootstrap.confidence),
+        ..means(outcomes, bootstrap.confidence, unbiased)
+    }
+}
+
+/// Pivotal intervals of every metric. What is resampled has the true reliability and resolution of its
+/// own counts, not debiased ones.
+fn pivotals(
+    outcomes: &[Outcome],
+    resampled: [Vec<f64>; Metrics::NAMES.len()],
+    bootstrap: &Bootstrap,
+) -> [Option<Interval>; Metrics::NAMES.len()] {
+    let tally = Tally::of(outcomes);
+    let estimate = tally.metrics();
+    let (reliability, resolution) = tally.murphy_of_population();
+    let population =
+        Metrics { reliability: Some(reliability), resolution: Some(resolution), ..estimate.clone() }.values();
+    let mut known = estimate.values().into_iter().zip(population);
+    resampled.map(|mut values| {
+        let (estimate, population) = known.next()?;
+        pivotal(&mut values, bootstrap.resamples, bootstrap.confidence, estimate?, population?)
+    })
+}
+
+/// The interval of a calibration error, whose bias depends on a truth that resampling does not show: nothing
+/// where the error is large in every bin, all of what chance alone would make where there is no error. The
+/// lower end allows for all of it.
+fn less_chance(interval: Interval, chance: f64) -> Interval {
+    Interval { low: (interval.low - chance).max(0.0), high: interval.high.max(0.0) }
+}
+
+/// The interval of `b (1 - b)`, from that of `b`: at one half, where it is flat, resampling would miss it.
+fn of_constant(base_rate: Interval) -> Interval {
+    let Interval { low, high } = base_rate;
+    let (at_low, at_high) = (low * (1.0 - low), high * (1.0 - high));
+    let most = if base_rate.contains(0.5) { 0.25 } else { at_low.max(at_high) };
+    Interval { low: at_low.min(at_high), high: most }
+}
+
+/// The intervals with those of plain means put in.
+fn means(outcomes: &[Outcome], confidence: f64, others: MetricIntervals) -> MetricIntervals {
+    let values = |of: &dyn Fn(f64, f64) -> f64| -> Vec<(u64, f64)> {
+        let value = |it: &Outcome| (it.cluster(), of(it.probability(), f64::from(u8::from(it.success()))));
+        outcomes.iter().map(value).collect()
+    };
+    let mean = |of: &dyn Fn(f64, f64) -> f64| mean_clustered(&values(of), confidence);
+    let base_rate = share(&values(&|_, success| success), confidence);
+    MetricIntervals {
+        base_rate,
+        brier_constant: base_rate.map(of_constant),
+        uncertainty: base_rate.map(of_constant),
+        brier: mean(&|q, success| (q - success).powi(2)),
+        nll: mean(&log_loss),
+        signed_gap: mean(&|q, success| q - success),
+        ..others
+    }
+}
+
+/// Wilson's interval for the number of independent outcomes that would tell as much.
+fn share(successes: &[(u64, f64)], confidence: f64) -> Option<Interval> {
+    let (share, error, n_clusters) = clustered_error(successes)?;
+    let n = successes.len() as f64;
+    let single = n == n_clusters;
+    let independent = if single { n } else { (share * (1.0 - share) / (error * error)).min(n) };
+    // One class only: nothing shows the dependence, so each cluster counts once.
+    let independent = if independent.is_finite() && independent > 0.0 { independent } else { n_clusters };
+    wilson_effective(share * independent, independent, confidence)
 }
 
 /// Outcomes as (place in the tally, success), cluster after cluster.

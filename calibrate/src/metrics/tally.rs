@@ -26,13 +26,18 @@ struct Point {
     tenth: usize,
 }
 
+/// Negative log likelihood of an outcome, 1 or 0, under a probability, clipped.
+pub(super) fn log_loss(probability: f64, success: f64) -> f64 {
+    let clipped = probability.clamp(LIKELIHOOD_CLIP, 1.0 - LIKELIHOOD_CLIP);
+    if success > 0.5 { -clipped.ln() } else { -(1.0 - clipped).ln() }
+}
+
 impl Point {
     fn new(probability: f64) -> Self {
-        let clipped = probability.clamp(LIKELIHOOD_CLIP, 1.0 - LIKELIHOOD_CLIP);
         Self {
             probability,
-            loss_of_success: -clipped.ln(),
-            loss_of_failure: -(1.0 - clipped).ln(),
+            loss_of_success: log_loss(probability, 1.0),
+            loss_of_failure: log_loss(probability, 0.0),
             level: nearest_level(probability),
             tenth: equal_width_bin(probability, 10),
         }
@@ -134,7 +139,7 @@ impl Tally {
         let brier = mean(squares);
         let brier_constant = mean(won_sum).map(|it| it * (1.0 - it));
         let skill = brier.zip(brier_constant).map(|(brier, constant)| 1.0 - brier / constant);
-        let murphy = (n >= 2.0).then(|| self.murphy(won_sum, n));
+        let murphy = (n >= 2.0).then(|| self.murphy(won_sum, n, mean_variance_debiased));
         Metrics {
             n: n as usize,
             base_rate: mean(won_sum),
@@ -152,6 +157,8 @@ impl Tally {
             ece_equal_mass_15: mean(calibration_error_sum(&self.equal_mass::<15>(n))),
             selective_risk_at_50: self.selective_risk(n, 0.5),
             selective_risk_at_80: self.selective_risk(n, 0.8),
+            aurc: (n > 0.0).then(|| self.aurc_sum() / n),
+            auprc_failure: (lost_sum > 0.0).then(|| self.failure_precision_sum() / lost_sum),
         }
     }
 
@@ -165,8 +172,15 @@ impl Tally {
         sum
     }
 
-    /// Debiased reliability, resolution and uncertainty over the 21 levels.
-    fn murphy(&self, won_sum: f64, n: f64) -> (f64, f64, f64) {
+    /// Reliability and resolution of the outcomes as if they were the whole population: not debiased.
+    pub(super) fn murphy_of_population(&self) -> (f64, f64) {
+        let (won, n) = self.levels().fold((0.0, 0.0), |sum, (_, n, won)| (sum.0 + won, sum.1 + n));
+        let (reliability, resolution, _) = self.murphy(won, n, |_, _| 0.0);
+        (reliability, resolution)
+    }
+
+    /// Reliability, resolution and uncertainty over the 21 levels, less the `bias` of a share and a number.
+    fn murphy(&self, won_sum: f64, n: f64, bias_of: fn(f64, f64) -> f64) -> (f64, f64, f64) {
         let mut levels = [Bin::default(); 21];
         for (point, won, lost) in self.rows() {
             levels[point.level].add(point.probability, won + lost, won);
@@ -175,12 +189,29 @@ impl Tally {
         let (mut reliability, mut resolution) = (0.0, 0.0);
         for level in levels.iter().filter(|it| it.n > 0.0) {
             let share = level.successes / level.n;
-            let bias = mean_variance_debiased(share, level.n);
+            let bias = bias_of(share, level.n);
             reliability += level.n * ((level.probability_sum / level.n - share).powi(2) - bias);
             resolution += level.n * ((share - base_rate).powi(2) - bias);
         }
-        let bias = mean_variance_debiased(base_rate, n);
+        let bias = bias_of(base_rate, n);
         (reliability / n, resolution / n + bias, base_rate * (1.0 - base_rate) + bias)
+    }
+
+    /// What the two binned calibration errors come out as on average when every probability is right: in each bin
+    /// the mean absolute value of a normal sum.
+    pub(super) fn errors_by_chance(&self) -> [f64; 2] {
+        let n: f64 = self.levels().map(|it| it.1).sum();
+        let (mut width, mut mass, mut below) = ([0.0; 10], [0.0; 15], 0.0);
+        for (point, won, lost) in self.rows() {
+            let here = won + lost;
+            let variance = here * point.probability * (1.0 - point.probability);
+            width[point.tenth] += variance;
+            mass[(((below + here / 2.0) / n * 15.0) as usize).min(14)] += variance;
+            below += here;
+        }
+        let mean =
+            |variances: &[f64]| variances.iter().map(|it| (it * std::f64::consts::FRAC_2_PI).sqrt()).sum::<f64>();
+        [mean(&width) / n, mean(&mass) / n]
     }
 
     fn tenths(&self) -> [Bin; 10] {
@@ -199,18 +230,54 @@ impl Tally {
         filled
     }
 
+    /// Risk at every coverage, summed; within a tie, failures come at their average rate.
+    fn aurc_sum(&self) -> f64 {
+        let (mut sum, mut accepted, mut failures) = (0.0, 0.0, 0.0);
+        for (_, won, lost) in self.rows().rev() {
+            let (here, rate) = (won + lost, lost / (won + lost));
+            for taken in 1..=here as u32 {
+                sum += (failures + f64::from(taken) * rate) / (accepted + f64::from(taken));
+            }
+            accepted += here;
+            failures += lost;
+        }
+        sum
+    }
+
+    /// Precision among those below each threshold, summed over the failures there.
+    fn failure_precision_sum(&self) -> f64 {
+        let (mut sum, mut flagged, mut failures) = (0.0, 0.0, 0.0);
+        for (_, won, lost) in self.rows() {
+            flagged += won + lost;
+            failures += lost;
+            sum += lost * failures / flagged;
+        }
+        sum
+    }
+
+    pub(super) fn equal_mass_bins(&self, bins: usize) -> Vec<Bin> {
+        let n: f64 = self.levels().map(|it| it.1).sum();
+        let mut filled = vec![Bin::default(); bins];
+        self.fill_equal_mass(n, &mut filled);
+        filled
+    }
+
     /// Bins of equal mass. A probability that occurs many times goes as a whole to the bin of its
     /// middle rank: splitting ties would make the result depend on the order of the outcomes.
     fn equal_mass<const BINS: usize>(&self, n: f64) -> [Bin; BINS] {
         let mut bins = [Bin::default(); BINS];
+        self.fill_equal_mass(n, &mut bins);
+        bins
+    }
+
+    fn fill_equal_mass(&self, n: f64, bins: &mut [Bin]) {
         let mut below = 0.0;
         for (point, won, lost) in self.rows() {
             let middle = (below + (won + lost) / 2.0) / n;
-            let bin = ((middle * BINS as f64) as usize).min(BINS - 1);
+            let bin = ((middle * bins.len() as f64) as usize).min(bins.len() - 1);
             bins[bin].add(point.probability, won + lost, won);
             below += won + lost;
         }
-        bins
     }
 
     /// Share of failures among the `coverage` with the highest probability.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::isotonic::Knots;
+use super::venn_abers::TwoSided;
 use super::{Curve, Family, RecalibrationError, RecalibrationMap, RecalibrationMaps};
 
 /// What the keys of the map over everything begin with; those of an environment have its name and a dot after it.
@@ -112,6 +113,7 @@ fn curve(family: Family, key: &str, written: &str) -> Result<Curve, Recalibratio
         Family::Platt => "a slope, not negative, and an offset",
         Family::Beta => "two slopes, not negative, and an offset",
         Family::Isotonic => "ascending places and as many values that never descend, in 0..=1",
+        Family::VennAbers => "ascending places, as many lower and as many upper probabilities, in 0..=1",
     };
     let wrong = || invalid(key, expected, written);
     let numbers: Result<Vec<f64>, _> = written.split(',').filter(|_| !written.is_empty()).map(str::parse).collect();
@@ -128,6 +130,7 @@ fn curve(family: Family, key: &str, written: &str) -> Result<Curve, Recalibratio
             Ok(Curve::Beta { success_slope, failure_slope, offset })
         }
         (Family::Isotonic, knots) => Knots::from_parameters(knots).map(Curve::Isotonic).ok_or_else(wrong),
+        (Family::VennAbers, sides) => TwoSided::from_parameters(sides).map(Curve::VennAbers).ok_or_else(wrong),
         _ => Err(wrong()),
     }
 }

@@ -2,8 +2,14 @@
 
 use std::time::Instant;
 
-use fsq_calibrate::intervals::{mean_t, percentile, tango, wilson};
-use fsq_calibrate::metrics::{Bootstrap, Metrics, Outcome, intervals, reliability_curve};
+use fsq_calibrate::fidelity::{RolloutTruth, fidelity_by_horizon, retention};
+use fsq_calibrate::intervals::{
+    accelerated, mcnemar_exact, mean_clustered, mean_t, newcombe, percentile, tango, wilson,
+};
+use fsq_calibrate::metrics::{
+    Bootstrap, Cell, Metrics, Outcome, auroc_interval, cell_gaps, errors_if_calibrated, intervals, reliability_curve,
+    reliability_curve_equal_mass, risk_coverage, smooth_ece, smooth_ece_interval,
+};
 use proptest::prelude::*;
 
 pub(crate) fn outcomes(pairs: &[(f64, u8)]) -> Vec<Outcome> {
@@ -86,12 +92,107 @@ fn intervals_of_too_little_are_none() {
 }
 
 #[test]
+fn an_accelerated_interval_reaches_further_where_slips_are_rare() {
+    // Symmetric values and no acceleration: the percentile interval.
+    let mut even: Vec<f64> = (0..=1000).map(f64::from).collect();
+    let plain = percentile(&mut even.clone(), 1001, 0.9).unwrap();
+    let same = accelerated(&mut even, 1001, 0.9, 500.0, 0.0).unwrap();
+    assert!((same.low - plain.low).abs() < 1e-6 && (same.high - plain.high).abs() < 1e-6, "{same:?}");
+    let skewed = accelerated(&mut even, 1001, 0.9, 500.0, 0.1).unwrap();
+    assert!(skewed.high > plain.high + 5.0 && skewed.low > plain.low + 5.0, "{skewed:?}");
+    let extreme = accelerated(&mut even, 1001, 0.9, 2000.0, 5.0).unwrap();
+    assert!(extreme.low <= extreme.high && extreme.high.is_finite(), "{extreme:?}");
+    assert!(accelerated(&mut [], 10, 0.9, 0.0, 0.0).is_none());
+    let all = accelerated(&mut [2.0; 9], 9, 0.9, 2.0, 0.0).unwrap();
+    assert_eq!((all.low, all.high), (2.0, 2.0));
+}
+
+#[test]
 fn no_flips_still_leave_doubt() {
     let found = tango(0, 0, 800, 0.9).unwrap();
     let end = 1.644_853_6_f64.powi(2) / (800.0 + 1.644_853_6_f64.powi(2));
     assert!((found.high - end).abs() < 1e-6 && (found.low + end).abs() < 1e-6, "{found:?}");
     let all = tango(5, 0, 5, 0.9).unwrap();
     assert!((all.high - 1.0).abs() < 1e-6 && all.low > 0.0, "{all:?}");
+}
+
+#[test]
+fn nothing_one_and_two_outcomes_give_a_value_or_none() {
+    let none: [Outcome; 0] = [];
+    assert_eq!((smooth_ece(&none), auroc_interval(&none, 0.95)), (None, None));
+    assert!(smooth_ece_interval(&none, &Bootstrap::REPORT).is_none() && risk_coverage(&none, 10).is_empty());
+    assert_eq!(errors_if_calibrated(&none, &Bootstrap::REPORT), Default::default());
+    assert!(reliability_curve_equal_mass(&none, 10).is_empty());
+    let one = outcomes(&[(1.0, 0)]);
+    assert!(smooth_ece(&one).is_some_and(|it| it > 0.1) && smooth_ece_interval(&one, &Bootstrap::REPORT).is_none());
+    assert_eq!(risk_coverage(&one, 10)[0].risk, 1.0);
+    let band = reliability_curve(&one, 10)[0].band_if_calibrated.unwrap();
+    assert_eq!((band.low, band.high), (1.0, 1.0));
+    let two = outcomes(&[(0.2, 0), (0.8, 1)]);
+    assert_eq!(auroc_interval(&two, 0.95), None);
+    assert!(intervals(&two, &Bootstrap::REPORT).brier.is_some());
+    assert!(mean_clustered(&[(1, 0.5), (1, 0.7)], 0.95).is_none() && mean_clustered(&[], 0.95).is_none());
+    assert!(newcombe(0, 0, 0, 0, 0.95).is_none() && newcombe(2, 1, 1, 3, 0.95).is_none());
+    assert!(newcombe(u64::MAX, 1, 1, 3, 0.95).is_none());
+    assert_eq!((mcnemar_exact(0, 0), mcnemar_exact(4, 4)), (1.0, 1.0));
+}
+
+#[test]
+fn the_worst_cell_is_found_and_small_ones_are_left_out() {
+    let cell = |environment: &str, step| Cell { environment: environment.into(), step, difficulty: "2".into() };
+    let many =
+        |cell: Cell, n: u64, q: f64| (0..n).map(move |it| (cell.clone(), Outcome::new(q, it % 2 == 0, it).unwrap()));
+    let all: Vec<(Cell, Outcome)> = many(cell("a", 0), 400, 0.55)
+        .chain(many(cell("b", 0), 400, 0.5))
+        .chain(many(cell("b", 1), 300, 0.3))
+        .chain(many(cell("b", 2), 100, 1.0))
+        .collect();
+    let found = cell_gaps(&all, 200, 0.95);
+    let order: Vec<(&str, u32, i32)> =
+        found.iter().map(|it| (&*it.cell.environment, it.cell.step, (it.signed_gap * 100.0).round() as i32)).collect();
+    assert_eq!(order, [("b", 1, -20), ("a", 0, 5), ("b", 0, 0)]);
+    // Three comparisons, so each interval is one of 1 - 0.05 / 3.
+    let alone = cell_gaps(&all[400..800], 200, 1.0 - 0.05 / 3.0)[0].interval.unwrap();
+    let around = found[2].interval.unwrap();
+    assert!((alone.low - around.low).abs() < 1e-12 && around.contains(0.0));
+    assert!(!found[0].interval.unwrap().contains(0.0));
+    assert!(cell_gaps(&[], 200, 0.95).is_empty() && cell_gaps(&all, 0, 0.95).len() == 4);
+}
+
+#[test]
+fn fidelity_by_horizon_and_the_share_kept_at_each_step() {
+    let truth = |cluster: u64, right: [bool; 3]| RolloutTruth {
+        cluster,
+        shares: right.iter().map(|it| Some(f64::from(u8::from(*it)))).collect(),
+    };
+    // The reference is always right; the candidate keeps nine tenths at every step.
+    let pairs: Vec<(RolloutTruth, RolloutTruth)> =
+        (0..1000).map(|it| (truth(it, [true; 3]), truth(it, [it < 900, it < 810, it < 729]))).collect();
+    let candidate: Vec<RolloutTruth> = pairs.iter().map(|it| it.1.clone()).collect();
+    let by_horizon = fidelity_by_horizon(&candidate, 0.95);
+    let values: Vec<(usize, usize, f64)> = by_horizon.iter().map(|it| (it.horizon, it.n, it.fidelity)).collect();
+    assert_eq!(values, [(1, 1000, 0.9), (2, 1000, 0.81), (3, 1000, 0.729)]);
+    assert_eq!(by_horizon[0].interval, wilson(900, 1000, 0.95));
+    let bootstrap = Bootstrap { resamples: 300, ..Bootstrap::REPORT };
+    let kept = retention(&pairs, &bootstrap);
+    close(kept.per_step, 0.9);
+    assert!(kept.interval.is_some_and(|it| it.low > 0.88 && it.low < 0.9 && it.high < 0.92), "{kept:?}");
+    let mut reversed = pairs.clone();
+    reversed.reverse();
+    assert_eq!(kept, retention(&reversed, &bootstrap));
+    assert_eq!(retention(&[], &bootstrap).per_step, None);
+    // An episode that ended early, one that imagined nothing, and one value that is no share.
+    let odd = RolloutTruth { cluster: 1, shares: vec![None, Some(f64::NAN), Some(2.0)] };
+    assert!(fidelity_by_horizon(std::slice::from_ref(&odd), 0.95).is_empty());
+    assert_eq!(retention(&[(odd.clone(), odd)], &bootstrap).ratios, [None; 3]);
+}
+
+#[test]
+fn a_calibration_error_is_read_beside_that_of_a_perfect_predictor() {
+    // Eleven levels, 500 outcomes: the mean is 0.042 and the 95th percentile 0.061.
+    let levels: Vec<(f64, u8)> = (0..500).map(|it| (f64::from(it % 11) / 10.0, 0)).collect();
+    let chance = errors_if_calibrated(&outcomes(&levels), &Bootstrap::REPORT).ece_equal_width_10.unwrap();
+    assert!((chance.mean - 0.042).abs() < 0.003 && (chance.p95 - 0.061).abs() < 0.004, "{chance:?}");
 }
 
 #[test]
@@ -145,6 +246,9 @@ proptest! {
             prop_assert!(interval.low <= interval.high && interval.low.is_finite() && interval.high.is_finite());
         }
         prop_assert_eq!(reliability_curve(&forward, 10).iter().map(|it| it.n).sum::<usize>(), forward.len());
+        let by_mass = reliability_curve_equal_mass(&forward, 10);
+        prop_assert_eq!(by_mass.iter().map(|it| it.n).sum::<usize>(), forward.len());
+        prop_assert!(by_mass.iter().all(|it| it.lower <= it.upper && it.band_if_calibrated.is_some()));
     }
 
     #[test]
@@ -166,5 +270,38 @@ proptest! {
         prop_assert!(found.low >= -1.0 && found.high <= 1.0);
         let mirrored = tango(lost, gained, n, 0.9).unwrap();
         prop_assert!((mirrored.low + found.high).abs() < 1e-9);
+    }
+}
+
+proptest! {
+    // Each case smooths many hundred times.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn rankings_and_smooth_errors_are_finite_in_any_order(
+        pairs in prop::collection::vec((said(), 0_u8..2, 0_u64..30), 0..40),
+        seed in any::<u64>(),
+    ) {
+        let forward: Vec<Outcome> = pairs.iter().map(|it| Outcome::new(it.0, it.1 == 1, it.2).unwrap()).collect();
+        let mut backward = forward.clone();
+        backward.reverse();
+        let bootstrap = Bootstrap { resamples: 20, seed, confidence: 0.9 };
+        let all = |it: &[Outcome]| {
+            (
+                smooth_ece(it),
+                smooth_ece_interval(it, &bootstrap),
+                auroc_interval(it, 0.9),
+                risk_coverage(it, 7),
+                errors_if_calibrated(it, &bootstrap),
+            )
+        };
+        let (smooth, around, auroc, risks, chance) = all(&forward);
+        prop_assert_eq!(&(smooth, around, auroc, risks.clone(), chance), &all(&backward));
+        prop_assert_eq!(smooth.is_some(), !forward.is_empty());
+        prop_assert!(smooth.is_none_or(|it| (0.0..=1.0).contains(&it)));
+        prop_assert!(around.is_none_or(|it| 0.0 <= it.low && it.low <= it.high && it.high.is_finite()));
+        prop_assert!(auroc.is_none_or(|it| 0.0 < it.low && it.low < it.high && it.high < 1.0));
+        prop_assert!(risks.len() <= 9 && risks.iter().all(|it| (0.0..=1.0).contains(&it.risk)));
+        prop_assert_eq!(risks.last().map_or(0, |it| it.n), forward.len());
     }
 }

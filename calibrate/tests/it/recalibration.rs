@@ -108,6 +108,26 @@ fn hard_data_still_fit() {
 }
 
 #[test]
+fn the_interval_of_venn_abers_holds_the_estimate_and_narrows() {
+    let width = |n| {
+        let map = RecalibrationMap::fit_family(Family::VennAbers, &draw(n, 11, |q| q * q)).unwrap();
+        let widths = (0..=100).map(|step| {
+            let stated = Stated::new(f64::from(step) / 100.0).unwrap();
+            let (around, estimate) = (map.interval(stated).unwrap(), map.apply(stated).value());
+            // At an end the estimate is kept from a certainty that its outcomes could not show.
+            let kept = 1.0 / (n as f64 + 2.0);
+            assert!(around.low - kept <= estimate && estimate <= around.high + kept, "{around:?} {estimate}");
+            around.high - around.low
+        });
+        widths.sum::<f64>() / 101.0
+    };
+    let (few, many) = (width(60), width(3000));
+    assert!(many < 0.06 && few > 3.0 * many, "{few} {many}");
+    let platt = RecalibrationMap::fit(&draw(300, 1, |q| q)).unwrap();
+    assert_eq!(platt.interval(Stated::new(0.5).unwrap()), None);
+}
+
+#[test]
 fn the_order_of_outcomes_changes_nothing() {
     let forward = draw(800, 3, |q| q * q);
     let mut backward = forward.clone();
@@ -135,6 +155,7 @@ fn metadata_that_no_fit_wrote_is_refused() {
     };
     assert_eq!(read("beta", "1,0.5,-2", "600", &digest), Ok(Family::Beta));
     assert_eq!(read("isotonic", "0.2,0.6,0.1,0.7", "2001", &digest), Ok(Family::Isotonic));
+    assert_eq!(read("venn-abers", "0.2,0.6,0.1,0.4,0.3,0.7", "60", &digest), Ok(Family::VennAbers));
     for (family, parameters, n) in [
         ("gamma", "", "5"),
         ("identity", "1", "5"),
@@ -150,6 +171,9 @@ fn metadata_that_no_fit_wrote_is_refused() {
         ("isotonic", "0.6,0.2,0.1,0.7", "5"),
         ("isotonic", "0.2,0.6,0.7,0.1", "5"),
         ("isotonic", "0.2,0.6,0.7", "5"),
+        ("venn-abers", "0.2,0.6,0.1,0.7", "5"),
+        ("venn-abers", "0.2,0.1,0.05", "5"),
+        ("venn-abers", "0.2,0.2,0.1,0.1,0.3,0.3", "5"),
     ] {
         let error = read(family, parameters, n, &digest).unwrap_err();
         assert!(error.starts_with("metadata key `fsq.recalibration."), "{error}");
