@@ -213,6 +213,12 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         each!(|at| vld1q_u8(from.0.as_ptr().add(at * 16)))
     }
     #[inline(always)]
+    fn store_line(self, value: Self::I, into: &mut Line) {
+        for (value, into) in value.into_iter().zip(into.0.as_chunks_mut::<16>().0) {
+            with_proof!(vst1q_u8(into.as_mut_ptr(), value));
+        }
+    }
+    #[inline(always)]
     fn shift<const BITS: u32>(self, a: Self::I) -> Self::I {
         // A shift to the left by less than nothing; the amount is a constant that the compiler sees through.
         each!(|at| vshlq_u8(a[at], vdupq_n_s8(-(BITS as i8))))
@@ -222,8 +228,12 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         each!(|at| vandq_u8(a[at], vdupq_n_u8(mask)))
     }
     #[inline(always)]
-    fn join_nibbles(self, low: Self::I, high: Self::I) -> Self::I {
-        each!(|at| vorrq_u8(low[at], vshlq_n_u8::<4>(high[at])))
+    fn raise<const BITS: u32>(self, a: Self::I) -> Self::I {
+        each!(|at| vshlq_u8(a[at], vdupq_n_s8(BITS as i8)))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        each!(|at| vorrq_u8(a[at], b[at]))
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: Self::I) -> Self::I {
