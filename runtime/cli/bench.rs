@@ -54,9 +54,26 @@ pub(crate) struct BenchArguments {
     kv: policy::Kv,
 }
 
-/// One file with one batch size. The shape is stable.
+/// One file with one batch size and one context. The shape is stable.
 #[derive(Serialize)]
 struct Row {
+    #[serde(flatten)]
+    measured: Measured,
+    roofline: Roofline,
+}
+
+impl Row {
+    fn new(measured: Measured, read_bytes_per_s: f64) -> Self {
+        let steps_per_s = measured.decode_tokens_per_s.median / measured.batch as f64;
+        let share = measured.step_bytes as f64 * steps_per_s / read_bytes_per_s;
+        let roofline = Roofline { read_bytes_per_s, step_bytes: measured.step_bytes, share };
+        Self { measured, roofline }
+    }
+}
+
+/// What a row tells without the machine's limits.
+#[derive(Serialize)]
+struct Measured {
     file: String,
     /// The format that most of the file's bytes are in.
     format: &'static str,
@@ -79,10 +96,11 @@ struct Row {
     load_s: f64,
     /// Largest resident memory while the row was measured; `null` where the system does not tell.
     rss_bytes_max: Option<u64>,
-    roofline: Roofline,
     file_bytes: u64,
     /// Work of other processes meanwhile, in cores; `null` where the system does not tell.
     other_cores: Option<f64>,
+    #[serde(skip)]
+    step_bytes: u64,
 }
 
 /// Of several measurements.
@@ -95,7 +113,7 @@ struct Spread {
 
 #[derive(Serialize)]
 struct Roofline {
-    /// What the machine reads from memory at best, measured before the file was loaded.
+    /// What the machine reads from memory at best, measured behind everything else.
     read_bytes_per_s: f64,
     /// What a decode step reads of weights, keys and values.
     step_bytes: u64,
@@ -106,9 +124,7 @@ struct Roofline {
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::Result<Outcome> {
     let progress = Progress::new();
-    progress.stage("memory's bandwidth", 1);
-    let read_bytes_per_s = Cpu::new(globals.threads()).read_bytes_per_s()?;
-    let mut rows = Vec::new();
+    let mut measured = Vec::new();
     for file in &arguments.files {
         for batch in &arguments.batch {
             let bench = Bench {
@@ -116,12 +132,15 @@ pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::
                 arguments,
                 contexts: contexts(arguments),
                 progress: &progress,
-                read_bytes_per_s,
                 batch: usize::from(*batch),
             };
-            rows.append(&mut bench.run(file).with_context(|| file.display().to_string())?);
+            measured.append(&mut bench.run(file).with_context(|| file.display().to_string())?);
         }
     }
+    // Last, since an allocator may keep what the probe has touched, and it would count as the policy's.
+    progress.stage("memory's bandwidth", 1);
+    let read_bytes_per_s = Cpu::new(globals.threads()).read_bytes_per_s()?;
+    let rows: Vec<Row> = measured.into_iter().map(|it| Row::new(it, read_bytes_per_s)).collect();
     progress.finish();
     if globals.json {
         output::print_json(&rows)?;
@@ -145,12 +164,11 @@ struct Bench<'a> {
     arguments: &'a BenchArguments,
     contexts: Vec<usize>,
     progress: &'a Progress,
-    read_bytes_per_s: f64,
     batch: usize,
 }
 
 impl Bench<'_> {
-    fn run(&self, file: &std::path::Path) -> anyhow::Result<Vec<Row>> {
+    fn run(&self, file: &std::path::Path) -> anyhow::Result<Vec<Measured>> {
         let n_gen = self.arguments.generate as usize;
         let watch = Watch::begin();
         let begun = Instant::now();
@@ -175,10 +193,8 @@ impl Bench<'_> {
         drop(gguf);
         let timings = self.repeat(&mut decoder, file)?;
         let (other_cores, rss_bytes_max) = watch.end();
-        let rows = self.contexts.iter().zip(step_bytes).zip(timings.decode).map(|((context, step_bytes), decode)| {
-            let decode = spread(decode);
-            let steps_per_s = decode.median / self.batch as f64;
-            Row {
+        let rows =
+            self.contexts.iter().zip(step_bytes).zip(timings.decode).map(|((context, step_bytes), decode)| Measured {
                 file: file.display().to_string(),
                 format,
                 device: "cpu",
@@ -192,18 +208,13 @@ impl Bench<'_> {
                 kv: decoder.options().kv.name(),
                 kv_bytes: decoder.kv_bytes(),
                 prefill_tokens_per_s: spread(timings.prefill.clone()),
-                decode_tokens_per_s: decode,
+                decode_tokens_per_s: spread(decode),
                 load_s,
                 rss_bytes_max,
-                roofline: Roofline {
-                    read_bytes_per_s: self.read_bytes_per_s,
-                    step_bytes,
-                    share: step_bytes as f64 * steps_per_s / self.read_bytes_per_s,
-                },
                 file_bytes,
                 other_cores,
-            }
-        });
+                step_bytes,
+            });
         Ok(rows.collect())
     }
 
@@ -324,8 +335,8 @@ fn text(rows: &[Row]) -> String {
     ];
     let mut cells = vec![heading.map(str::to_owned).to_vec()];
     let around = |it: Spread| format!("{:.1} [{:.1}, {:.1}]", it.median, it.min, it.max);
-    for row in rows {
-        let bytes_per_s = row.roofline.share * row.roofline.read_bytes_per_s;
+    for Row { measured: row, roofline } in rows {
+        let bytes_per_s = roofline.share * roofline.read_bytes_per_s;
         cells.push(vec![
             row.file.clone(),
             row.format.into(),
@@ -334,22 +345,22 @@ fn text(rows: &[Row]) -> String {
             around(row.prefill_tokens_per_s),
             around(row.decode_tokens_per_s),
             format!("{:.1}", bytes_per_s / 1e9),
-            format!("{:.0} %", 100.0 * row.roofline.share),
+            format!("{:.0} %", 100.0 * roofline.share),
             format!("{:.2} s", row.load_s),
             row.rss_bytes_max.map_or_else(|| "not available".into(), bytes_text),
             format!("{} {}", row.kv, bytes_text(row.kv_bytes)),
         ]);
     }
     let mut text = columns(&cells);
-    if let Some(row) = rows.first() {
-        let roofline = row.roofline.read_bytes_per_s / 1e9;
+    if let Some(Row { measured: row, roofline }) = rows.first() {
+        let roofline = roofline.read_bytes_per_s / 1e9;
         text += &format!(
             "\n{} threads on {}; memory reads at {roofline:.1} GB/s at best; median [least, most] of {} tokens read \
              and {} written\n",
             row.threads, row.path, row.n_prompt, row.n_gen
         );
     }
-    let others = rows.iter().filter_map(|it| it.other_cores).fold(0.0, f64::max);
+    let others = rows.iter().filter_map(|it| it.measured.other_cores).fold(0.0, f64::max);
     if others > DISTURBED_CORES {
         text += &format!("disturbed: other processes used up to {others:.1} cores meanwhile\n");
     }

@@ -65,7 +65,6 @@ pub(crate) trait Isa: Copy {
 
     fn splat_int(self, value: i32) -> Self::I;
     fn load_line(self, from: &Line) -> Self::I;
-    fn store_line(self, value: Self::I, into: &mut Line);
     /// Each byte's bits from `N` upwards; what other bytes shift in is left to a mask. `N` is at most 7.
     fn shift<const N: u32>(self, a: Self::I) -> Self::I;
     fn and(self, a: Self::I, mask: u8) -> Self::I;

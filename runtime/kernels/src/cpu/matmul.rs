@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::activations::{RoundedBlock, RoundedRows};
-use super::isa::{Choice, Isa, Kernel, LANES, Line, dispatch};
+use super::activations::{Rounded32, Rounded256, RoundedBlock, RoundedRow, RoundedRows};
+use super::isa::{Choice, Isa, Kernel, LANES, dispatch};
 use super::pool::Pool;
+use super::tiles::blocks::{Block, BlockTiles};
 use super::tiles::codes::{QUAD, n_tiles};
 use super::tiles::floats::{FloatLane, FloatTiles, add_dots};
+use super::tiles::supers::{SuperBlock, SuperTiles};
 
 /// Multiplications below which a second thread costs more than it brings.
 const ALONE_MAX: usize = 1 << 16;
@@ -16,10 +18,6 @@ const PIECE_MIN: usize = 1 << 15;
 const ROUNDED_MIN: usize = 1 << 15;
 /// Rows of activations that go over a tile before the next tile's turn: they are to stay in the second-level cache.
 const ROWS_IN_CACHE: usize = 192;
-/// Unpacked lines that wait for all rows of activations: half of a first-level cache.
-const PANEL_LINES: usize = 256;
-/// Rows of activations that pay for unpacking codes to memory.
-const PANEL_ROWS_MIN: usize = 12;
 
 /// Tiles and the activations that they multiply with.
 pub(crate) trait Tiled: Sync {
@@ -67,27 +65,44 @@ impl<T: FloatLane> Tiled for FloatTiles<T> {
     }
 }
 
-/// Tiles whose codes can be unpacked beforehand.
-pub(crate) trait Panelled: Tiled {
-    /// Unpacked lines of a block of columns.
-    const BLOCK_LINES: usize;
+impl<B: Block> Tiled for BlockTiles<B> {
+    type Rows<'a> = &'a RoundedRows<Rounded32>;
+    type Row<'a> = RoundedRow<'a, Rounded32>;
 
-    /// Blocks of a row.
-    fn n_blocks(&self) -> usize;
+    #[inline(always)]
+    fn row<'a>(rows: Self::Rows<'a>, row: usize) -> Self::Row<'a> {
+        rows.row(row)
+    }
 
-    /// Unpacks some blocks of a tile, `[blocks][BLOCK_LINES]`.
-    fn unpack<S: Isa>(&self, isa: S, tile: usize, blocks: Range<usize>, into: &mut [Line]);
-
-    /// Adds the products over some blocks of `N` tiles, whose unpacked lines are given, with `M` rows. Going through
-    /// all blocks in order adds up to the bits of [`Tiled::dot`].
-    fn add_unpacked<S: Isa, const M: usize, const N: usize>(
+    #[inline(always)]
+    fn dot<S: Isa, const M: usize, const N: usize>(
         &self,
         isa: S,
-        place: (usize, Range<usize>),
-        lines: [&[Line]; N],
+        tile: usize,
         rows: [Self::Row<'_>; M],
-        sums: &mut [[S::F; N]; M],
-    );
+    ) -> [[S::F; N]; M] {
+        BlockTiles::dot(self, isa, tile, rows)
+    }
+}
+
+impl<B: SuperBlock> Tiled for SuperTiles<B> {
+    type Rows<'a> = &'a RoundedRows<Rounded256>;
+    type Row<'a> = RoundedRow<'a, Rounded256>;
+
+    #[inline(always)]
+    fn row<'a>(rows: Self::Rows<'a>, row: usize) -> Self::Row<'a> {
+        rows.row(row)
+    }
+
+    #[inline(always)]
+    fn dot<S: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: S,
+        tile: usize,
+        rows: [Self::Row<'_>; M],
+    ) -> [[S::F; N]; M] {
+        SuperTiles::dot(self, isa, tile, rows)
+    }
 }
 
 /// One product.
@@ -140,22 +155,6 @@ pub(crate) fn multiply<W: Tiled>(
 ) {
     assert_eq!(out.len, shape.tokens * shape.rows, "results of a product");
     dispatch(choice, Quads { weight, x, shape, out, quads: cut.quads(piece) });
-}
-
-/// The same for tiles of codes, which are unpacked once for many rows of activations.
-pub(crate) fn multiply_codes<W: Panelled>(
-    choice: Choice,
-    weight: &W,
-    x: W::Rows<'_>,
-    shape: Shape,
-    out: &Destination<'_>,
-    (cut, piece): (Cut, usize),
-) {
-    if shape.tokens < PANEL_ROWS_MIN || shape.adds {
-        return multiply(choice, weight, x, shape, out, (cut, piece));
-    }
-    assert_eq!(out.len, shape.tokens * shape.rows, "results of a product");
-    dispatch(choice, Panels { quads: Quads { weight, x, shape, out, quads: cut.quads(piece) } });
 }
 
 /// Where threads put their results, each its own tiles' columns.
@@ -243,32 +242,16 @@ impl<W: Tiled> Quads<'_, '_, W> {
         M
     }
 
-    /// Where one tile's results for one row belong; the last tile may be narrower.
-    #[inline(always)]
-    fn results(&self, tile: usize, row: usize) -> &mut [f32] {
-        let n = LANES.min(self.shape.rows.saturating_sub(tile * LANES));
-        let at = if n == 0 { 0 } else { row * self.shape.rows + tile * LANES };
-        // SAFETY: a tile belongs to the one thread whose range holds it, and no reference outlives the call of `get` or
-        // `put` that asks for it.
-        unsafe { self.out.part(at, n) }
-    }
-
-    /// What was stored for one tile and one row.
-    #[inline(always)]
-    fn get<S: Isa>(&self, isa: S, tile: usize, row: usize) -> S::F {
-        let out = &*self.results(tile, row);
-        if let Some(whole) = out.first_chunk::<LANES>() {
-            return isa.load(whole);
-        }
-        let mut lanes = [0.0; LANES];
-        lanes[..out.len()].copy_from_slice(out);
-        isa.load(&lanes)
-    }
-
-    /// Stores one tile's results for one row.
+    /// Stores one tile's results for one row; the last tile may be narrower.
     #[inline(always)]
     fn put<S: Isa>(&self, isa: S, sums: S::F, tile: usize, row: usize) {
-        let out = self.results(tile, row);
+        let n = LANES.min(self.shape.rows.saturating_sub(tile * LANES));
+        if n == 0 {
+            return;
+        }
+        // SAFETY: every (tile, row) is put once, by the one thread whose range holds the tile, and no reference
+        // outlives this call.
+        let out = unsafe { self.out.part(row * self.shape.rows + tile * LANES, n) };
         if let Some(whole) = out.first_chunk_mut::<LANES>() {
             let sums = if self.shape.adds { isa.add(isa.load(whole), sums) } else { sums };
             isa.store(sums, whole);
@@ -279,90 +262,6 @@ impl<W: Tiled> Quads<'_, '_, W> {
                 *value = if self.shape.adds { *value + sum } else { sum };
             }
         }
-    }
-}
-
-/// The same work, panel by panel: a few blocks of columns are unpacked, then meet all rows of activations.
-struct Panels<'a, 'x, W: Tiled> {
-    quads: Quads<'a, 'x, W>,
-}
-
-impl<W: Panelled> Kernel for Panels<'_, '_, W> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Isa>(self, isa: S) {
-        let mut lines = [Line([0; 64]); PANEL_LINES];
-        for start in (0..self.quads.shape.tokens).step_by(ROWS_IN_CACHE) {
-            let rows = start..(start + ROWS_IN_CACHE).min(self.quads.shape.tokens);
-            for quad in self.quads.quads.clone() {
-                match S::ROWS_MAX {
-                    8.. => self.quad::<S, 2>(isa, quad, rows.clone(), &mut lines),
-                    _ => self.quad::<S, 1>(isa, quad, rows.clone(), &mut lines),
-                }
-            }
-        }
-    }
-}
-
-impl<W: Panelled> Panels<'_, '_, W> {
-    /// A quad of tiles, `N` at a time, by some rows of activations.
-    #[inline(always)]
-    fn quad<S: Isa, const N: usize>(&self, isa: S, quad: usize, rows: Range<usize>, lines: &mut [Line; PANEL_LINES]) {
-        let weight = self.quads.weight;
-        let (n_blocks, at_once) = (weight.n_blocks(), PANEL_LINES / (N * W::BLOCK_LINES));
-        let mut tile = quad * QUAD;
-        while tile < (quad + 1) * QUAD && tile * LANES < self.quads.shape.rows {
-            for first in (0..n_blocks).step_by(at_once) {
-                let blocks = first..(first + at_once).min(n_blocks);
-                let n_lines = blocks.len() * W::BLOCK_LINES;
-                for (it, lines) in lines.chunks_exact_mut(n_lines).take(N).enumerate() {
-                    weight.unpack(isa, tile + it, blocks.clone(), lines);
-                }
-                let lines: [&[Line]; N] = std::array::from_fn(|it| &lines[it * n_lines..(it + 1) * n_lines]);
-                let mut row = rows.start;
-                while row < rows.end {
-                    let place = (tile, blocks.clone());
-                    row += match rows.end - row {
-                        6.. if S::ROWS_MAX >= 8 => self.block::<S, 6, N>(isa, place, lines, row),
-                        2.. if S::ROWS_MAX >= 8 => self.block::<S, 2, N>(isa, place, lines, row),
-                        4.. if S::ROWS_MAX == 4 => self.block::<S, 4, N>(isa, place, lines, row),
-                        _ => self.block::<S, 1, N>(isa, place, lines, row),
-                    };
-                }
-            }
-            tile += N;
-        }
-    }
-
-    /// Some blocks of `N` tiles by `M` rows of activations; returns `M`.
-    #[inline(always)]
-    fn block<S: Isa, const M: usize, const N: usize>(
-        &self,
-        isa: S,
-        (tile, blocks): (usize, Range<usize>),
-        lines: [&[Line]; N],
-        first: usize,
-    ) -> usize {
-        let mut rows = [W::row(self.quads.x, first); M];
-        for row in 1..M {
-            rows[row] = W::row(self.quads.x, first + row);
-        }
-        let mut sums = [[isa.splat(0.0); N]; M];
-        if blocks.start > 0 {
-            for row in 0..M {
-                for it in 0..N {
-                    sums[row][it] = self.quads.get(isa, tile + it, first + row);
-                }
-            }
-        }
-        self.quads.weight.add_unpacked(isa, (tile, blocks), lines, rows, &mut sums);
-        for row in 0..M {
-            for it in 0..N {
-                self.quads.put(isa, sums[row][it], tile + it, first + row);
-            }
-        }
-        M
     }
 }
 

@@ -8,7 +8,7 @@ use fsq_blocks::{BlockFormat, Format};
 
 use super::Scratch;
 use super::isa::Choice;
-use super::matmul::{Cut, Destination, FloatRows, Shape, multiply, multiply_codes, round};
+use super::matmul::{Cut, Destination, FloatRows, Shape, multiply, round};
 use super::pool::Pool;
 use super::tiles::blocks::BlockTiles;
 use super::tiles::floats::{Bf16, F16, FloatTiles};
@@ -94,7 +94,7 @@ macro_rules! tiles {
                         let rows = FloatRows { values: x, columns: shape.columns };
                         multiply(choice, tiles, rows, shape, out, piece);
                     })*
-                    $(Self::$name(tiles) => multiply_codes(choice, tiles, &scratch.$rows, shape, out, piece),)*
+                    $(Self::$name(tiles) => multiply(choice, tiles, &scratch.$rows, shape, out, piece),)*
                 }
             }
         }

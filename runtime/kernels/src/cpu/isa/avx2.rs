@@ -307,13 +307,6 @@ impl<P: Products> Isa for Avx2<P> {
         with_proof!([_mm256_load_si256(from.0.as_ptr().cast()), _mm256_load_si256(from.0.as_ptr().add(32).cast()),])
     }
     #[inline(always)]
-    fn store_line(self, value: I, into: &mut Line) {
-        with_proof!({
-            _mm256_store_si256(into.0.as_mut_ptr().cast(), value[0]);
-            _mm256_store_si256(into.0.as_mut_ptr().add(32).cast(), value[1]);
-        });
-    }
-    #[inline(always)]
     fn shift<const N: u32>(self, a: I) -> I {
         // The instruction wants an `i32` constant, and constants cannot be converted in a generic position.
         with_proof!({

@@ -140,10 +140,6 @@ impl Isa for Avx512 {
         with_proof!(_mm512_load_si512(from.0.as_ptr().cast()))
     }
     #[inline(always)]
-    fn store_line(self, value: __m512i, into: &mut Line) {
-        with_proof!(_mm512_store_si512(into.0.as_mut_ptr().cast(), value));
-    }
-    #[inline(always)]
     fn shift<const N: u32>(self, a: __m512i) -> __m512i {
         with_proof!(_mm512_srli_epi16::<N>(a))
     }

@@ -213,12 +213,6 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         each!(|at| vld1q_u8(from.0.as_ptr().add(at * 16)))
     }
     #[inline(always)]
-    fn store_line(self, value: Self::I, into: &mut Line) {
-        for (value, into) in value.into_iter().zip(into.0.as_chunks_mut::<16>().0) {
-            with_proof!(vst1q_u8(into.as_mut_ptr(), value));
-        }
-    }
-    #[inline(always)]
     fn shift<const BITS: u32>(self, a: Self::I) -> Self::I {
         // A shift to the left by less than nothing; the amount is a constant that the compiler sees through.
         each!(|at| vshlq_u8(a[at], vdupq_n_s8(-(BITS as i8))))

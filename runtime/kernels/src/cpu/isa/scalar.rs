@@ -133,10 +133,6 @@ impl Isa for Scalar {
         from.0
     }
     #[inline(always)]
-    fn store_line(self, value: Bytes, into: &mut Line) {
-        into.0 = value;
-    }
-    #[inline(always)]
     fn shift<const N: u32>(self, a: Bytes) -> Bytes {
         a.map(|it| it >> N)
     }

@@ -1,18 +1,15 @@
 //! Weights of 32 to a block with one scale, and a minimum in some formats, against activations in blocks of 32.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use fsq_blocks::BlockFormat;
 use fsq_blocks::formats::{iq4_nl::IQ4_NL, mxfp4::MXFP4, q4_0::Q4_0, q4_1::Q4_1, q5_0::Q5_0, q5_1::Q5_1, q8_0::Q8_0};
 
-use super::codes::{Codes, Fp4, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, Unpack, Unpacked};
-use super::codes::{dot_codes, n_tiles, raised, unpack_units};
+use super::codes::{Codes, Fp4, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, raised};
 use super::floats::{Bf16, F16, FloatLane};
 use crate::KernelError;
-use crate::cpu::activations::{Rounded32, RoundedRow, RoundedRows};
+use crate::cpu::activations::{Rounded32, RoundedRow};
 use crate::cpu::isa::{Isa, LANES, Line};
-use crate::cpu::matmul::{Panelled, Tiled};
 use crate::cpu::memory::Zeroed;
 use crate::cpu::pool::Pool;
 
@@ -150,44 +147,38 @@ impl<B: Block> BlockTiles<B> {
         }
     }
 
-    /// Lines of some blocks of a tile.
+    /// Dot products of the 16 rows of each of `N` tiles with `M` rows of activations.
     #[inline(always)]
-    fn lines(&self, tile: usize, blocks: Range<usize>) -> &[Line] {
-        let first = tile * self.n_blocks;
-        &self.lines.parts()[(first + blocks.start) * B::Codes::LINES..(first + blocks.end) * B::Codes::LINES]
-    }
-
-    /// Adds the dot products of the 16 rows of each of `N` tiles with `M` rows of activations, over some blocks; `lines`
-    /// are theirs, of each tile, in whatever form `C` reads.
-    #[inline(always)]
-    fn add_dots<S: Isa, C: Unpack, const M: usize, const N: usize>(
+    pub(crate) fn dot<S: Isa, const M: usize, const N: usize>(
         &self,
         isa: S,
-        (tile, blocks): (usize, Range<usize>),
-        lines: [&[Line]; N],
+        tile: usize,
         rows: [RoundedRow<'_, Rounded32>; M],
-        sums: &mut [[S::F; N]; M],
-    ) {
+    ) -> [[S::F; N]; M] {
         let n = self.n_blocks;
+        let all_lines = self.lines.parts::<Line>();
+        let mut lines = [all_lines; N];
         let mut scales = [self.scales.parts::<[B::Scale; LANES]>(); N];
         let mut minima = [self.minima.parts::<[F16; LANES]>(); N];
         for it in 0..N {
-            let all = (tile + it) * n..(tile + it + 1) * n;
-            scales[it] = &scales[it][all.clone()];
+            let blocks = (tile + it) * n..(tile + it + 1) * n;
+            lines[it] = &lines[it][blocks.start * B::Codes::LINES..blocks.end * B::Codes::LINES];
+            scales[it] = &scales[it][blocks.clone()];
             if B::HAS_MINIMUM {
-                minima[it] = &minima[it][all];
+                minima[it] = &minima[it][blocks];
             }
         }
-        let zero = if C::WIDE { S::WIDE_ZERO } else { C::ZERO };
+        let zero = if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
+        let mut sums = [[isa.splat(0.0); N]; M];
         let (mut all_quads, mut all_blocks) = ([rows[0].quads(n); M], [rows[0].blocks(n); M]);
         for row in 1..M {
             all_quads[row] = rows[row].quads(n);
             all_blocks[row] = rows[row].blocks(n);
         }
-        for block in blocks.clone() {
+        for block in 0..n {
             let mut units = [&lines[0][..0]; N];
             for it in 0..N {
-                units[it] = &lines[it][(block - blocks.start) * C::LINES..][..C::LINES];
+                units[it] = &lines[it][block * B::Codes::LINES..][..B::Codes::LINES];
             }
             let mut ints = [[isa.splat_int(0); N]; M];
             let mut quads = [&all_quads[0][block]; M];
@@ -199,11 +190,11 @@ impl<B: Block> BlockTiles<B> {
                 ($($g:literal)*) => {$(
                     let mut codes = [isa.splat_int(0); N];
                     for it in 0..N {
-                        codes[it] = C::unpack::<S, $g>(isa, units[it]);
+                        codes[it] = B::Codes::unpack::<S, $g>(isa, units[it]);
                     }
                     for row in 0..M {
                         for it in 0..N {
-                            ints[row][it] = dot_codes::<S, C>(isa, ints[row][it], codes[it], quads[row][$g]);
+                            ints[row][it] = dot_codes::<S, B::Codes>(isa, ints[row][it], codes[it], quads[row][$g]);
                         }
                     }
                 )*};
@@ -224,56 +215,6 @@ impl<B: Block> BlockTiles<B> {
                 }
             }
         }
-    }
-}
-
-impl<B: Block> Tiled for BlockTiles<B> {
-    type Rows<'a> = &'a RoundedRows<Rounded32>;
-    type Row<'a> = RoundedRow<'a, Rounded32>;
-
-    #[inline(always)]
-    fn row<'a>(rows: Self::Rows<'a>, row: usize) -> Self::Row<'a> {
-        rows.row(row)
-    }
-
-    #[inline(always)]
-    fn dot<S: Isa, const M: usize, const N: usize>(
-        &self,
-        isa: S,
-        tile: usize,
-        rows: [Self::Row<'_>; M],
-    ) -> [[S::F; N]; M] {
-        let mut sums = [[isa.splat(0.0); N]; M];
-        let mut lines = [self.lines(tile, 0..self.n_blocks); N];
-        for it in 1..N {
-            lines[it] = self.lines(tile + it, 0..self.n_blocks);
-        }
-        self.add_dots::<S, B::Codes, M, N>(isa, (tile, 0..self.n_blocks), lines, rows, &mut sums);
         sums
-    }
-}
-
-impl<B: Block> Panelled for BlockTiles<B> {
-    const BLOCK_LINES: usize = GROUPS;
-
-    fn n_blocks(&self) -> usize {
-        self.n_blocks
-    }
-
-    #[inline(always)]
-    fn unpack<S: Isa>(&self, isa: S, tile: usize, blocks: Range<usize>, into: &mut [Line]) {
-        unpack_units::<S, B::Codes>(isa, self.lines(tile, blocks), into);
-    }
-
-    #[inline(always)]
-    fn add_unpacked<S: Isa, const M: usize, const N: usize>(
-        &self,
-        isa: S,
-        place: (usize, Range<usize>),
-        lines: [&[Line]; N],
-        rows: [Self::Row<'_>; M],
-        sums: &mut [[S::F; N]; M],
-    ) {
-        self.add_dots::<S, Unpacked<B::Codes>, M, N>(isa, place, lines, rows, sums);
     }
 }

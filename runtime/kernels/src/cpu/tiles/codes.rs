@@ -15,8 +15,8 @@ pub(crate) const UNIT: usize = 32;
 /// Groups of a unit.
 pub(crate) const GROUPS: usize = 8;
 
-/// Where the codes of a unit are read from.
-pub(crate) trait Unpack: Send + Sync + 'static {
+/// How many bits a code has and on which planes they lie.
+pub(crate) trait Codes: Send + Sync + 'static {
     /// Lines of a unit.
     const LINES: usize;
     /// What is to be subtracted from an unpacked code to get the weight's level.
@@ -26,40 +26,12 @@ pub(crate) trait Unpack: Send + Sync + 'static {
 
     /// Group `G` of a unit as bytes.
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I;
-}
 
-/// How many bits a code has and on which planes they lie.
-pub(crate) trait Codes: Unpack {
     /// Puts a row's codes (or places in a codebook) where they belong.
     fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]);
 
     /// The level of one weight.
     fn level(unit: &[Line], row: usize, column: usize) -> i32;
-}
-
-/// Codes that were unpacked beforehand, a line a group: where many rows of activations meet the same tiles.
-pub(crate) struct Unpacked<C>(PhantomData<fn() -> C>);
-
-impl<C: Unpack> Unpack for Unpacked<C> {
-    const LINES: usize = GROUPS;
-    const ZERO: i32 = C::ZERO;
-    const WIDE: bool = C::WIDE;
-
-    #[inline(always)]
-    fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
-        isa.load_line(&unit[G])
-    }
-}
-
-/// Unpacks whole units, `[units][C::LINES]` lines to `[units][GROUPS]`.
-#[inline(always)]
-pub(crate) fn unpack_units<S: Isa, C: Unpack>(isa: S, units: &[Line], into: &mut [Line]) {
-    for (unit, into) in units.chunks_exact(C::LINES).zip(into.as_chunks_mut::<GROUPS>().0) {
-        macro_rules! groups {
-            ($($g:literal)*) => {$( isa.store_line(C::unpack::<S, $g>(isa, unit), &mut into[$g]); )*};
-        }
-        groups!(0 1 2 3 4 5 6 7);
-    }
 }
 
 /// Levels as codes that start at zero.
@@ -69,7 +41,7 @@ pub(crate) fn raised<C: Codes, const N: usize>(levels: [i8; N]) -> [u8; N] {
 
 /// Adds a group's products, by the instruction that takes its codes.
 #[inline(always)]
-pub(crate) fn dot_codes<S: Isa, C: Unpack>(isa: S, acc: S::I, codes: S::I, quad: i32) -> S::I {
+pub(crate) fn dot_codes<S: Isa, C: Codes>(isa: S, acc: S::I, codes: S::I, quad: i32) -> S::I {
     if C::WIDE { isa.dot_wide(acc, codes, quad) } else { isa.dot(acc, codes, quad) }
 }
 
@@ -142,7 +114,7 @@ impl<const BITS: usize> Plane<BITS> {
 /// Codes of one plane.
 pub(crate) struct Single<const BITS: usize, const ZERO: i32>;
 
-impl<const BITS: usize, const ZERO: i32> Unpack for Single<BITS, ZERO> {
+impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
     const LINES: usize = Plane::<BITS>::LINES;
     const ZERO: i32 = ZERO;
     const WIDE: bool = BITS == 8;
@@ -151,9 +123,6 @@ impl<const BITS: usize, const ZERO: i32> Unpack for Single<BITS, ZERO> {
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
         Plane::<BITS>::unpack::<S, G>(isa, unit)
     }
-}
-
-impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
     fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
         Plane::<BITS>::put(unit, row, codes);
     }
@@ -165,7 +134,7 @@ impl<const BITS: usize, const ZERO: i32> Codes for Single<BITS, ZERO> {
 /// Codes with a low nibble and `HIGH` more bits on a plane of their own.
 pub(crate) struct NibbleAnd<const HIGH: usize, const ZERO: i32>;
 
-impl<const HIGH: usize, const ZERO: i32> Unpack for NibbleAnd<HIGH, ZERO> {
+impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
     const LINES: usize = Plane::<4>::LINES + Plane::<HIGH>::LINES;
     const ZERO: i32 = ZERO;
 
@@ -174,9 +143,6 @@ impl<const HIGH: usize, const ZERO: i32> Unpack for NibbleAnd<HIGH, ZERO> {
         let (low, high) = unit.split_at(Plane::<4>::LINES);
         isa.or(Plane::<4>::unpack::<S, G>(isa, low), Plane::<HIGH>::unpack_raised::<S, G>(isa, high))
     }
-}
-
-impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
     fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
         let (low, high) = unit.split_at_mut(Plane::<4>::LINES);
         Plane::<4>::put(low, row, codes);
@@ -210,7 +176,7 @@ impl<B: Codebook> Named<B> {
     };
 }
 
-impl<B: Codebook> Unpack for Named<B> {
+impl<B: Codebook> Codes for Named<B> {
     const LINES: usize = Plane::<4>::LINES;
     const ZERO: i32 = B::ZERO;
     const WIDE: bool = B::ZERO > 63;
@@ -219,9 +185,6 @@ impl<B: Codebook> Unpack for Named<B> {
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
         isa.look_up(&Self::RAISED, Plane::<4>::unpack::<S, G>(isa, unit))
     }
-}
-
-impl<B: Codebook> Codes for Named<B> {
     fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
         Plane::<4>::put(unit, row, codes);
     }

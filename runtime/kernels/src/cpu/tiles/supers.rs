@@ -1,17 +1,14 @@
 //! Weights of 256 to a super-block with scaled groups (the k-quants), against activations in blocks of 256.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use fsq_blocks::formats::{iq4_xs::IQ4_XS, q2_k::Q2_K, q3_k::Q3_K, q4_k::Q4_K, q5_k::Q5_K, q6_k::Q6_K};
 use fsq_blocks::{BlockFormat, Half};
 
-use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, Unpack, Unpacked};
-use super::codes::{dot_codes, n_tiles, raised, unpack_units};
+use super::codes::{Codes, GROUPS, Named, NibbleAnd, Single, UNIT, Uneven, dot_codes, n_tiles, raised};
 use crate::KernelError;
-use crate::cpu::activations::{Rounded256, RoundedRow, RoundedRows, SUPER};
+use crate::cpu::activations::{Rounded256, RoundedRow, SUPER};
 use crate::cpu::isa::{Isa, LANES, Line};
-use crate::cpu::matmul::{Panelled, Tiled};
 use crate::cpu::memory::Zeroed;
 use crate::cpu::pool::Pool;
 
@@ -204,42 +201,35 @@ impl<B: SuperBlock> SuperTiles<B> {
         }
     }
 
-    /// Lines of some super-blocks of a tile.
+    /// Dot products of the 16 rows of each of `N` tiles with `M` rows of activations.
     #[inline(always)]
-    fn lines(&self, tile: usize, supers: Range<usize>) -> &[Line] {
-        let first = tile * self.n_supers;
-        &self.lines.parts()[(first + supers.start) * Self::N_LINES..(first + supers.end) * Self::N_LINES]
-    }
-
-    /// Adds the dot products of the 16 rows of each of `N` tiles with `M` rows of activations, over some super-blocks;
-    /// `lines` are theirs, of each tile, in whatever form `C` reads.
-    #[inline(always)]
-    fn add_dots<S: Isa, C: Unpack, const M: usize, const N: usize>(
+    pub(crate) fn dot<S: Isa, const M: usize, const N: usize>(
         &self,
         isa: S,
-        (tile, supers): (usize, Range<usize>),
-        lines: [&[Line]; N],
+        tile: usize,
         rows: [RoundedRow<'_, Rounded256>; M],
-        sums: &mut [[S::F; N]; M],
-    ) {
+    ) -> [[S::F; N]; M] {
+        let mut sums = [[isa.splat(0.0); N]; M];
         let n = self.n_supers;
         let (mut all_quads, mut all_blocks) = ([rows[0].quads(n * UNITS); M], [rows[0].blocks(n); M]);
         for row in 1..M {
             all_quads[row] = rows[row].quads(n * UNITS);
             all_blocks[row] = rows[row].blocks(n);
         }
-        let all_scales = self.scales.parts::<[i8; LANES]>();
-        for index in supers.clone() {
+        let (all_lines, all_scales) = (self.lines.parts::<Line>(), self.scales.parts::<[i8; LANES]>());
+        for index in 0..n {
             let mut blocks = [&all_blocks[0][index]; M];
             for row in 1..M {
                 blocks[row] = &all_blocks[row][index];
             }
             if B::HAS_MINIMA {
-                self.subtract_minima(isa, (tile, index), blocks, sums);
+                self.subtract_minima(isa, (tile, index), blocks, &mut sums);
             }
-            let mut scales = [all_scales; N];
+            let (mut lines, mut scales) = ([all_lines; N], [all_scales; N]);
             for it in 0..N {
-                scales[it] = &all_scales[((tile + it) * n + index) * Self::N_GROUPS..][..Self::N_GROUPS];
+                let at = (tile + it) * n + index;
+                lines[it] = &all_lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
+                scales[it] = &all_scales[at * Self::N_GROUPS..(at + 1) * Self::N_GROUPS];
             }
             let mut scaled = [[isa.splat(0.0); N]; M];
             for unit in 0..UNITS {
@@ -249,9 +239,9 @@ impl<B: SuperBlock> SuperTiles<B> {
                 }
                 let mut units = [&lines[0][..0]; N];
                 for it in 0..N {
-                    units[it] = &lines[it][((index - supers.start) * UNITS + unit) * C::LINES..][..C::LINES];
+                    units[it] = &lines[it][unit * B::Codes::LINES..][..B::Codes::LINES];
                 }
-                Self::add_unit::<S, C, M, N>(isa, units, quads, blocks, (scales, unit), &mut scaled);
+                Self::add_unit(isa, units, quads, blocks, (scales, unit), &mut scaled);
             }
             let units = self.units.parts::<Units>();
             for it in 0..N {
@@ -262,6 +252,7 @@ impl<B: SuperBlock> SuperTiles<B> {
                 }
             }
         }
+        sums
     }
 
     /// Subtracts the minima of a super-block, times the sums of the activations that they stand before.
@@ -297,7 +288,7 @@ impl<B: SuperBlock> SuperTiles<B> {
 
     /// Adds 32 columns' products, each group times its scale.
     #[inline(always)]
-    fn add_unit<S: Isa, C: Unpack, const M: usize, const N: usize>(
+    fn add_unit<S: Isa, const M: usize, const N: usize>(
         isa: S,
         units: [&[Line]; N],
         quads: [&[i32; GROUPS]; M],
@@ -305,7 +296,7 @@ impl<B: SuperBlock> SuperTiles<B> {
         (scales, unit): ([&[[i8; LANES]]; N], usize),
         scaled: &mut [[S::F; N]; M],
     ) {
-        let zero = -if C::WIDE { S::WIDE_ZERO } else { C::ZERO };
+        let zero = -if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
         macro_rules! start {
             ($ints:ident, $sums:ident[$index:expr]) => {
                 let mut $ints = [[isa.splat_int(0); N]; M];
@@ -318,11 +309,11 @@ impl<B: SuperBlock> SuperTiles<B> {
             ($ints:ident, $($g:literal)*) => {$(
                 let mut codes = [isa.splat_int(0); N];
                 for it in 0..N {
-                    codes[it] = C::unpack::<S, $g>(isa, units[it]);
+                    codes[it] = B::Codes::unpack::<S, $g>(isa, units[it]);
                 }
                 for row in 0..M {
                     for it in 0..N {
-                        $ints[row][it] = dot_codes::<S, C>(isa, $ints[row][it], codes[it], quads[row][$g]);
+                        $ints[row][it] = dot_codes::<S, B::Codes>(isa, $ints[row][it], codes[it], quads[row][$g]);
                     }
                 }
             )*};
@@ -349,56 +340,5 @@ impl<B: SuperBlock> SuperTiles<B> {
             groups!(ints, 4 5 6 7);
             scale!(ints, unit * 2 + 1);
         }
-    }
-}
-
-impl<B: SuperBlock> Tiled for SuperTiles<B> {
-    type Rows<'a> = &'a RoundedRows<Rounded256>;
-    type Row<'a> = RoundedRow<'a, Rounded256>;
-
-    #[inline(always)]
-    fn row<'a>(rows: Self::Rows<'a>, row: usize) -> Self::Row<'a> {
-        rows.row(row)
-    }
-
-    #[inline(always)]
-    fn dot<S: Isa, const M: usize, const N: usize>(
-        &self,
-        isa: S,
-        tile: usize,
-        rows: [Self::Row<'_>; M],
-    ) -> [[S::F; N]; M] {
-        let mut sums = [[isa.splat(0.0); N]; M];
-        let mut lines = [self.lines(tile, 0..self.n_supers); N];
-        for it in 1..N {
-            lines[it] = self.lines(tile + it, 0..self.n_supers);
-        }
-        self.add_dots::<S, B::Codes, M, N>(isa, (tile, 0..self.n_supers), lines, rows, &mut sums);
-        sums
-    }
-}
-
-impl<B: SuperBlock> Panelled for SuperTiles<B> {
-    const BLOCK_LINES: usize = UNITS * GROUPS;
-
-    fn n_blocks(&self) -> usize {
-        self.n_supers
-    }
-
-    #[inline(always)]
-    fn unpack<S: Isa>(&self, isa: S, tile: usize, blocks: Range<usize>, into: &mut [Line]) {
-        unpack_units::<S, B::Codes>(isa, self.lines(tile, blocks), into);
-    }
-
-    #[inline(always)]
-    fn add_unpacked<S: Isa, const M: usize, const N: usize>(
-        &self,
-        isa: S,
-        place: (usize, Range<usize>),
-        lines: [&[Line]; N],
-        rows: [Self::Row<'_>; M],
-        sums: &mut [[S::F; N]; M],
-    ) {
-        self.add_dots::<S, Unpacked<B::Codes>, M, N>(isa, place, lines, rows, sums);
     }
 }
