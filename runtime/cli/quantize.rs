@@ -1,5 +1,7 @@
 //! `fsq quantize`: from a checkpoint and its adapters to GGUF files, each under its name only when it is whole.
 
+mod choices;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,6 +13,8 @@ use fsq_gguf::Gguf;
 use fsq_profiles::GateProfile;
 use fsq_quantizer::{Encoded, EncodedTensor, Importance, Mix, Plan, Provenance, open_base, quantize, write_adapter};
 use serde::Serialize;
+
+use choices::{ChoiceArguments, Subject};
 
 use crate::failure::{Outcome, Refusal};
 use crate::output::{bytes_text, hex};
@@ -39,6 +43,8 @@ pub(crate) struct QuantizeArguments {
     /// The format of single matrices, such as blk.0.attn_v=Q8_0; `*` stands for any characters
     #[arg(long, value_name = "NAME=FORMAT", value_parser = tensor_type)]
     tensor_type: Vec<(String, Format)>,
+    #[command(flatten)]
+    choices: ChoiceArguments,
     /// The profile that each file must pass before it gets its name; `none` judges nothing
     #[arg(long, value_name = "none|PROFILE", default_value = "none")]
     gate: String,
@@ -116,6 +122,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyho
         return adapters(globals, arguments);
     }
     let inputs = open(arguments)?;
+    arguments.choices.check(inputs.importance.as_ref())?;
     output::make_folder(&arguments.out)?;
     let progress = Progress::new();
     let mut mixes = arguments.to.clone();
@@ -217,7 +224,12 @@ fn folder_name(path: &Path) -> anyhow::Result<String> {
 #[expect(clippy::cast_precision_loss, reason = "bits per weight, to two places")]
 fn one(arguments: &QuantizeArguments, inputs: &Inputs, mix: Mix, progress: &Progress) -> anyhow::Result<QuantizedFile> {
     let plan = Plan { name: Some(inputs.name.clone()), overrides: arguments.tensor_type.clone(), ..Plan::new(mix) };
+    let Inputs { checkpoint, adapters, importance, provenance, .. } = inputs;
+    let subject = Subject { checkpoint, adapters, importance: importance.as_ref(), provenance };
+    let (plan, sensitivities) = arguments.choices.apply(plan, &subject, progress)?;
     let file = format!("{}-{}.gguf", inputs.name, mix.name());
+    let beside = arguments.out.join(format!("{}-{}.plan.toml", inputs.name, mix.name()));
+    choices::write_plan(&beside, &plan, &subject, sensitivities.as_ref())?;
     let started = Instant::now();
     progress.stage(mix.name(), inputs.checkpoint.dimensions.parameters() as u64);
     let Encoded { draft, tensors } = quantize(
