@@ -13,7 +13,7 @@ mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
 mod gate;
-#[cfg(feature = "serve")]
+#[cfg(any(feature = "serve", feature = "train"))]
 mod identity;
 mod inspect;
 mod logits;
@@ -25,6 +25,8 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+#[cfg(feature = "train")]
+mod stamp;
 #[cfg(feature = "train")]
 mod train;
 

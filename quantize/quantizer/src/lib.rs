@@ -6,6 +6,7 @@
 //! as the base of a merge: see [`open_base`].
 
 mod adapter;
+mod audit;
 mod convert;
 mod digest;
 mod encode;
@@ -14,12 +15,15 @@ mod importance;
 mod merge;
 mod plan;
 mod provenance;
+mod raise;
 mod tokenizer;
 
 pub use adapter::write_adapter;
+pub use audit::f16_underflow;
 pub use encode::{Encoded, EncodedTensor, quantize};
 pub use error::QuantizeError;
 pub use importance::Importance;
-pub use merge::{merge_to_checkpoint, merged_tensor, open_base};
+pub use merge::{check_adapters, merge_to_checkpoint, merged_tensor, open_base};
 pub use plan::{Allocation, Mix, Plan};
 pub use provenance::{Deploy, Provenance};
+pub use raise::raise;

@@ -1,0 +1,89 @@
+//! Encodes files into the work folder, or finds them there. Gives no file its name.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use fsq_blocks::Format;
+use fsq_checkpoint::{Adapter, Checkpoint};
+use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, quantize};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::document::TensorRecord;
+use super::work::Work;
+use crate::output::hex;
+use crate::progress::Progress;
+
+/// What is quantized, opened.
+pub(super) struct Inputs {
+    pub(super) checkpoint: Checkpoint,
+    /// What is merged before anything is encoded.
+    pub(super) merged: Vec<Adapter>,
+    /// What runs beside the files instead.
+    pub(super) beside: Option<Adapter>,
+    pub(super) importance: Option<Importance>,
+    pub(super) provenance: Provenance,
+    pub(super) name: String,
+    /// The user's own choice of formats for single tensors.
+    pub(super) tensor_types: Vec<(String, Format)>,
+}
+
+/// An encoded file without its name.
+#[derive(Clone)]
+pub(super) struct Candidate {
+    pub(super) file: PathBuf,
+    pub(super) mix: Mix,
+    pub(super) told: Told,
+}
+
+/// What is kept beside an encoded file.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) seconds: f64,
+    pub(super) tensors: Vec<TensorRecord>,
+}
+
+/// Makes files of one policy.
+pub(super) struct Maker<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) work: &'a Work,
+    pub(super) progress: &'a Progress,
+}
+
+impl Maker<'_> {
+    /// A file in a format; `raised` tensors get another than the recipe and the user give them.
+    pub(super) fn make(&self, mix: Mix, raised: &[(String, Format)]) -> anyhow::Result<Candidate> {
+        let Inputs { checkpoint, merged, importance, provenance, .. } = self.inputs;
+        let plan = self.inputs.plan(mix, raised);
+        let stem = stem(&plan);
+        let (file, told) = (self.work.path(&format!("{stem}.gguf")), format!("{stem}.json"));
+        if let Some(told) = self.work.kept(&told).filter(|_| file.exists()) {
+            return Ok(Candidate { file, mix, told });
+        }
+        let started = Instant::now();
+        self.progress.stage(mix.name(), checkpoint.dimensions.parameters() as u64);
+        let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
+        let Encoded { draft, tensors } =
+            quantize(checkpoint, merged, &plan, importance.as_ref(), provenance, &file, &mut watch)?;
+        let file = draft.publish()?;
+        self.progress.finish();
+        let tensors = tensors.into_iter().map(TensorRecord::from).collect();
+        let kept = Told { seconds: started.elapsed().as_secs_f64(), tensors };
+        self.work.keep(&told, &kept)?;
+        Ok(Candidate { file, mix, told: kept })
+    }
+}
+
+impl Inputs {
+    /// What a format means for this policy.
+    pub(super) fn plan(&self, mix: Mix, raised: &[(String, Format)]) -> Plan {
+        let overrides = [self.tensor_types.as_slice(), raised].concat();
+        Plan { name: Some(self.name.clone()), overrides, ..Plan::new(mix) }
+    }
+}
+
+/// A name for what a plan gives, which differs where the plan does.
+fn stem(plan: &Plan) -> String {
+    let digest = hex(&Sha256::digest(format!("{plan:?}")));
+    format!("{}-{}", plan.mix.name(), &digest[..16])
+}
