@@ -68,7 +68,6 @@ impl Progress {
     }
 
     /// A line of its own, beside what is going on.
-    #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "only judging has something to say"))]
     pub(crate) fn say(&self, line: &str) {
         match &*self.lock() {
             Some(Stage { bar: Some(bar), .. }) => bar.println(line),

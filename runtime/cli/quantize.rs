@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use document::{Document, TensorRecord};
 use document::{QuantizedFile, Source, bits_per_weight, text};
-use maker::{Candidate, Inputs, Maker};
+use maker::{Candidate, Inputs, Maker, digests};
 use work::Work;
 
 use crate::failure::{Outcome, Refusal};
@@ -265,14 +265,15 @@ fn unjudged(maker: &Maker<'_>, mix: Mix) -> anyhow::Result<Made> {
 /// What there is to say of a file before anything judges it.
 fn record(maker: &Maker<'_>, candidate: &Candidate) -> anyhow::Result<QuantizedFile> {
     let written = Gguf::open(&candidate.file)?;
+    let [sha256, data_sha256] = digests(&written)?;
     Ok(QuantizedFile {
         file: format!("{}-{}.gguf", maker.inputs.name, candidate.mix.name()),
         published: true,
         format: candidate.mix.name(),
         n_bytes: written.n_bytes(),
         bits_per_weight: bits_per_weight(&candidate.told.tensors),
-        sha256: hex(&written.file_sha256()),
-        data_sha256: hex(&written.data_sha256()),
+        sha256,
+        data_sha256,
         seconds: candidate.told.seconds,
         verdict: "not judged".into(),
         override_reason: None,
@@ -320,7 +321,7 @@ fn judged(
                 record.override_reason = reason.filter(|_| ended != Outcome::Done).map(str::to_owned);
                 let path = maker.work.path(&format!("{}-judged.gguf", mix.name()));
                 file = crate::stamp::stamp(&file, maps.as_ref(), &passes, &path)?;
-                record.sha256 = hex(&Gguf::open(&file)?.file_sha256());
+                [record.sha256, record.data_sha256] = digests(&Gguf::open(&file)?)?;
             }
             None => {
                 record.published = false;

@@ -1,10 +1,14 @@
 //! Encodes files into the work folder, or finds them there. Gives no file its name.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::Context;
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
+use fsq_gguf::Gguf;
 use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, quantize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -58,6 +62,7 @@ impl Maker<'_> {
         let stem = stem(&plan);
         let (file, told) = (self.work.path(&format!("{stem}.gguf")), format!("{stem}.json"));
         if let Some(told) = self.work.kept(&told).filter(|_| file.exists()) {
+            self.progress.say(&format!("{}: already encoded", mix.name()));
             return Ok(Candidate { file, mix, told });
         }
         let started = Instant::now();
@@ -80,6 +85,23 @@ impl Inputs {
         let overrides = [self.tensor_types.as_slice(), raised].concat();
         Plan { name: Some(self.name.clone()), overrides, ..Plan::new(mix) }
     }
+}
+
+/// SHA-256 of a file and of everything after its header.
+///
+/// Read rather than mapped: the pages of a mapped file would count as this program's memory.
+pub(super) fn digests(gguf: &Gguf) -> anyhow::Result<[String; 2]> {
+    let n_data: usize = gguf.parts().iter().map(|it| it.data().len()).sum();
+    let from = |start: u64| -> std::io::Result<String> {
+        let mut file = File::open(gguf.path())?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut digest = Sha256::new();
+        std::io::copy(&mut file.take(u64::MAX), &mut digest)?;
+        Ok(hex(&digest.finalize()))
+    };
+    let (file, data) = rayon::join(|| from(0), || from((gguf.n_bytes() - n_data) as u64));
+    let named = |it: std::io::Result<String>| it.with_context(|| gguf.path().display().to_string());
+    Ok([named(file)?, named(data)?])
 }
 
 /// A name for what a plan gives, which differs where the plan does.
