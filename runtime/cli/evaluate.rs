@@ -10,15 +10,16 @@ use fsq_calibrate::gates::EpisodeRecord;
 use fsq_calibrate::intervals::{Interval, wilson};
 use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
 use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
+use fsq_checkpoint::Adapter;
 use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
-use fsq_model::{ColumnSums, DecoderOptions, LoadedPolicy, Observing};
+use fsq_model::{AdapterId, ColumnSums, DecoderOptions, LoadedPolicy, Observing};
 use fsq_quantizer::{Importance, InputSquares};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Outcome;
-use crate::policy::Kv;
+use crate::policy::{ADAPTER, Kv};
 use crate::progress::Progress;
 use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, StepFormat};
 use crate::{Globals, output};
@@ -179,7 +180,20 @@ pub(crate) fn play_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    play_policy(&mut load(file, threads, plan.kv)?, plan, progress)
+    play_adapted(file, None, plan, threads, progress)
+}
+
+/// Plays a file's policy under an adapter, if there is one.
+pub(crate) fn play_adapted(
+    file: &Path,
+    adapter: Option<&Adapter>,
+    plan: &Plan,
+    threads: usize,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
+    let mut policy = load(file, threads, plan.kv)?;
+    policy.decoder.set_adapter(ADAPTER, adapter)?;
+    play_policy(&mut policy, adapter.map(|_| ADAPTER), plan, progress)
 }
 
 /// Plays a file's policy and says what its matrices read meanwhile.
@@ -193,7 +207,7 @@ pub(crate) fn observe_file(
     policy.decoder.observe(Observing::default());
     let mut done = 0;
     for plan in plans {
-        play_policy(&mut policy, plan, &mut |it| progress(done + it))?;
+        play_policy(&mut policy, None, plan, &mut |it| progress(done + it))?;
         done += plan.episodes;
     }
     Ok(importance_of(&policy.decoder.observed()))
@@ -216,18 +230,20 @@ fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
 
 fn play_policy(
     policy: &mut LoadedPolicy,
+    adapter: Option<AdapterId>,
     plan: &Plan,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
     match plan.world {
-        World::Countdown => play_in(&Countdown, policy, plan, progress),
-        World::Dochop => play_in(&DocHop, policy, plan, progress),
+        World::Countdown => play_in(&Countdown, policy, adapter, plan, progress),
+        World::Dochop => play_in(&DocHop, policy, adapter, plan, progress),
     }
 }
 
 fn play_in<E: Environment>(
     world: &E,
     policy: &mut LoadedPolicy,
+    adapter: Option<AdapterId>,
     plan: &Plan,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
@@ -238,7 +254,7 @@ fn play_in<E: Environment>(
         seed: plan.seed,
         turn_tokens_max: TURN_TOKENS_MAX,
         batch: BATCH,
-        adapter: None,
+        adapter,
     };
     let LoadedPolicy { decoder, tokenizer, template } = policy;
     let protocol = Protocol::new(tokenizer, template);

@@ -13,7 +13,7 @@ mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
 mod gate;
-#[cfg(feature = "serve")]
+#[cfg(any(feature = "serve", feature = "train"))]
 mod identity;
 #[cfg(feature = "train")]
 mod importance;
@@ -27,6 +27,8 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+#[cfg(feature = "train")]
+mod stamp;
 #[cfg(feature = "train")]
 mod train;
 

@@ -24,8 +24,11 @@ mod greedy;
 #[cfg(unix)]
 mod hostile;
 mod kv;
+#[cfg(feature = "train")]
+mod ladder;
 mod oracle;
 mod program;
+mod quantize;
 mod recorded;
 mod runtime;
 mod templates;

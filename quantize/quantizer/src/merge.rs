@@ -33,7 +33,10 @@ pub fn open_base(path: &Path) -> Result<Checkpoint, QuantizeError> {
 }
 
 /// Checks that every module of every adapter is in the checkpoint, with the shape of its update.
-pub(crate) fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
+///
+/// # Errors
+/// The first module that is not, with the number of its adapter.
+pub fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
     let modules: std::collections::HashMap<String, [usize; 2]> =
         (0..dimensions.n_layers).flat_map(|layer| modules(dimensions, layer)).map(|it| (it.hf, it.shape)).collect();
     for (index, adapter) in adapters.iter().enumerate() {

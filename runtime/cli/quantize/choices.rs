@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_quantizer::{Codes, Importance, Mix, Plan, Provenance, Sensitivities, file_bytes, plan_text, read_plan};
 
@@ -21,7 +22,7 @@ enum Size {
 
 /// Options of `fsq quantize`.
 #[derive(Args)]
-pub(crate) struct ChoiceArguments {
+pub(super) struct ChoiceArguments {
     /// How codes are chosen: as ggml does, by descent to less error, or with errors fed back (needs --importance with
     /// products)
     #[arg(long, value_name = "stock|descent|error_feedback", value_parser = codes, default_value = "stock")]
@@ -33,7 +34,7 @@ pub(crate) struct ChoiceArguments {
     /// The same by bits of the file for each weight
     #[arg(long, value_name = "BITS", conflicts_with = "plan")]
     target_bpw: Option<f64>,
-    /// Formats from a file, as each run leaves one beside what it writes
+    /// Formats from a file, as a run with --target-size leaves one beside what it writes
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
 }
@@ -68,84 +69,106 @@ fn size(text: &str) -> Result<Size, String> {
     Ok(Size::Bytes((number * unit) as u64))
 }
 
-/// What a plan is made for.
-pub(crate) struct Subject<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) adapters: &'a [Adapter],
-    pub(crate) importance: Option<&'a Importance>,
-    pub(crate) provenance: &'a Provenance,
+/// What the options chose, once for a run.
+pub(super) struct Chosen {
+    pub(super) codes: Codes,
+    /// For the format that was asked for: its plan, and what is known of what each matrix loses.
+    pub(super) plan: Option<(Mix, Plan, Option<Sensitivities>)>,
+}
+
+/// What is quantized.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) merged: &'a [Adapter],
+    pub(super) importance: Option<&'a Importance>,
+    pub(super) provenance: &'a Provenance,
 }
 
 impl ChoiceArguments {
-    /// Refuses options that cannot be met before anything is read.
-    pub(crate) fn check(&self, importance: Option<&Importance>) -> anyhow::Result<()> {
-        let has_products = importance.is_some_and(|it| !it.moments.is_empty());
-        if self.codes == Codes::ErrorFeedback && !has_products {
-            let refusal = Refusal::new("--codes error_feedback: expected importance with products of columns");
-            return Err(refusal.hint("`fsq importance FILE --products` observes them").into());
+    /// Whether nothing is left to choose: every file has the formats of its recipe and the codes of the stock encoders.
+    pub(super) fn are_stock(&self) -> bool {
+        self.codes == Codes::Stock && !self.choose_formats()
+    }
+
+    fn choose_formats(&self) -> bool {
+        self.target_size.is_some() || self.target_bpw.is_some() || self.plan.is_some()
+    }
+
+    /// Refuses what contradicts itself before anything is read.
+    pub(super) fn check(&self, mixes: &[Mix]) -> anyhow::Result<()> {
+        if self.choose_formats() && mixes.len() != 1 {
+            let message = format!(
+                "--to: expected one format beside --target-size, --target-bpw or --plan, found {}",
+                mixes.len()
+            );
+            return Err(Refusal::new(message).into());
         }
-        if self.target_bpw.is_some_and(|it| !(1.0..=32.0).contains(&it)) {
-            return Err(Refusal::new("--target-bpw: expected from 1 to 32 bits").into());
+        if let Some(bits) = self.target_bpw.filter(|it| !(1.0..=32.0).contains(it)) {
+            return Err(Refusal::new(format!("--target-bpw: expected from 1 to 32 bits, found {bits}")).into());
         }
         Ok(())
     }
 
-    /// A recipe with what the options say of codes and formats, and what each matrix loses where that was looked at.
-    pub(crate) fn apply(
+    /// Chooses, with the user's own formats of single tensors as given.
+    pub(super) fn choose(
         &self,
-        mut plan: Plan,
-        subject: &Subject<'_>,
-        progress: &Progress,
-    ) -> anyhow::Result<(Plan, Option<Sensitivities>)> {
-        plan.codes = self.codes;
+        mixes: &[Mix],
+        subject: Subject<'_>,
+        tensor_types: &[(String, Format)],
+    ) -> anyhow::Result<Chosen> {
+        let codes = self.codes;
+        if codes == Codes::ErrorFeedback && subject.importance.is_none_or(|it| it.moments.is_empty()) {
+            let refusal = Refusal::new("--codes error_feedback: expected --importance with products of columns");
+            return Err(refusal.hint("`fsq importance FILE --products` observes them").into());
+        }
+        let Some(mix) = mixes.first().copied().filter(|_| self.choose_formats()) else {
+            return Ok(Chosen { codes, plan: None });
+        };
+        let (weighted, recipe) = (subject.importance.is_some(), Plan { codes, ..Plan::new(mix) });
         if let Some(path) = &self.plan {
             // What is given on the command line counts more than what stands in the file.
-            plan.overrides = read_plan(path)?.into_iter().chain(plan.overrides).collect();
-            return Ok((plan, None));
+            let overrides = read_plan(path)?.into_iter().chain(tensor_types.iter().cloned()).collect();
+            let plan = Plan { overrides, ..recipe };
+            plan.allocate(&subject.checkpoint.dimensions, weighted).with_context(|| path.display().to_string())?;
+            return Ok(Chosen { codes, plan: Some((mix, plan, None)) });
         }
-        let Some(budget) = self.budget(subject)? else { return Ok((plan, None)) };
-        progress.stage("what each format loses", subject.checkpoint.dimensions.n_layers as u64);
-        let sensitivities = Sensitivities::measure(
-            subject.checkpoint,
-            subject.adapters,
-            subject.importance,
-            self.codes,
-            &mut |_, _| {},
-        )?;
-        let weighted = subject.importance.is_some();
-        let plan = sensitivities.fit(subject.checkpoint, &plan, weighted, subject.provenance, budget)?;
-        Ok((plan, Some(sensitivities)))
+        let Subject { checkpoint, merged, importance, provenance } = subject;
+        let budget = self.budget(subject)?;
+        let progress = Progress::new();
+        progress.stage("what each format loses", 0);
+        let sensitivities = Sensitivities::measure(checkpoint, merged, importance, codes, &mut |_, _| {})?;
+        progress.finish();
+        let recipe = Plan { overrides: tensor_types.to_vec(), ..recipe };
+        let plan = sensitivities.fit(checkpoint, &recipe, weighted, provenance, budget)?;
+        Ok(Chosen { codes, plan: Some((mix, plan, Some(sensitivities))) })
     }
 
-    fn budget(&self, subject: &Subject<'_>) -> anyhow::Result<Option<u64>> {
-        let weighted = subject.importance.is_some();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a size, checked to be in range"
+    )]
+    fn budget(&self, subject: Subject<'_>) -> anyhow::Result<u64> {
+        let Subject { checkpoint, importance, provenance, .. } = subject;
         Ok(match (self.target_size, self.target_bpw) {
-            (Some(Size::Bytes(bytes)), _) => Some(bytes),
-            (Some(Size::Of(mix)), _) => {
-                Some(file_bytes(subject.checkpoint, &Plan::new(mix), weighted, subject.provenance)?)
-            }
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a size, checked to be in range"
-            )]
-            (None, Some(bits)) => Some((subject.checkpoint.dimensions.parameters() as f64 * bits / 8.0) as u64),
-            (None, None) => None,
+            (Some(Size::Bytes(bytes)), _) => bytes,
+            (Some(Size::Of(mix)), _) => file_bytes(checkpoint, &Plan::new(mix), importance.is_some(), provenance)?,
+            (None, bits) => (checkpoint.dimensions.parameters() as f64 * bits.unwrap_or(32.0) / 8.0) as u64,
         })
     }
 }
 
-/// Writes the plan of a file beside it, to be read, changed and given back.
-pub(crate) fn write_plan(
-    path: &Path,
-    plan: &Plan,
-    subject: &Subject<'_>,
-    sensitivities: Option<&Sensitivities>,
-) -> anyhow::Result<()> {
-    let allocations = plan.allocate(&subject.checkpoint.dimensions, subject.importance.is_some())?;
-    let text = plan_text(&allocations, sensitivities);
-    output::write_whole(path, text.as_bytes()).with_context(|| path.display().to_string())
+impl Chosen {
+    /// Writes the plan, if formats were chosen, to be read, changed and given back.
+    pub(super) fn write_plan(&self, out: &Path, name: &str, subject: Subject<'_>) -> anyhow::Result<()> {
+        let Some((mix, plan, sensitivities)) = &self.plan else { return Ok(()) };
+        let allocations = plan.allocate(&subject.checkpoint.dimensions, subject.importance.is_some())?;
+        let path = out.join(format!("{name}-{}.plan.toml", mix.name()));
+        let text = plan_text(&allocations, sensitivities.as_ref());
+        output::write_whole(&path, text.as_bytes()).with_context(|| path.display().to_string())
+    }
 }
 
 #[cfg(test)]
