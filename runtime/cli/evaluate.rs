@@ -1,5 +1,6 @@
 //! `fsq eval`: a file's episodes in an environment, and the numbers that they give.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,8 +14,8 @@ use fsq_checkpoint::Adapter;
 use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
-use fsq_model::{AdapterId, DecoderOptions, LoadedPolicy};
-use fsq_quantizer::Importance;
+use fsq_model::{AdapterId, ColumnSums, DecoderOptions, LoadedPolicy, Observing};
+use fsq_quantizer::{Importance, InputSquares};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Outcome;
@@ -203,18 +204,22 @@ pub(crate) fn observe_file(
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Importance> {
     let mut policy = load(file, threads, Kv::F16)?;
-    policy.decoder.observe();
+    policy.decoder.observe(Observing::default());
     let mut done = 0;
     for plan in plans {
         play_policy(&mut policy, None, plan, &mut |it| progress(done + it))?;
         done += plan.episodes;
     }
-    let sums = policy.decoder.observed();
-    let n_tokens = sums.values().map(|it| it.n_rows).max().unwrap_or(0);
-    Ok(Importance {
-        columns: sums.iter().map(|(tensor, sums)| (tensor.clone(), sums.mean_squares())).collect(),
-        n_tokens: u32::try_from(n_tokens).unwrap_or(u32::MAX),
-    })
+    Ok(importance_of(&policy.decoder.observed()))
+}
+
+/// The squares of what was observed.
+#[expect(clippy::cast_possible_truncation, reason = "files hold 32-bit floats")]
+pub(crate) fn importance_of(sums: &BTreeMap<String, ColumnSums>) -> Importance {
+    let floats = |it: &[f64]| it.iter().map(|it| *it as f32).collect();
+    let squares = |it: &ColumnSums| InputSquares { sums: floats(&it.squares), counts: floats(&it.n_rows) };
+    let tensors = sums.iter().map(|(name, it)| (name.clone(), squares(it))).collect();
+    Importance { tensors, ..Importance::default() }
 }
 
 fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {

@@ -4,6 +4,7 @@
 mod adapters;
 mod card;
 mod checks;
+mod choices;
 mod document;
 #[cfg(feature = "train")]
 mod judged;
@@ -25,6 +26,7 @@ use fsq_gguf::Gguf;
 use fsq_quantizer::{Deploy, Importance, Mix, Provenance, check_adapters, open_base, write_adapter};
 use sha2::{Digest, Sha256};
 
+use choices::{ChoiceArguments, Subject};
 pub(crate) use document::{Document, TensorRecord};
 use document::{QuantizedFile, Source, bits_per_weight, text};
 use maker::{Candidate, Inputs, Maker, digests};
@@ -60,6 +62,8 @@ pub(crate) struct QuantizeArguments {
     /// The format of single matrices, such as blk.0.attn_v=Q8_0; `*` stands for any characters
     #[arg(long, value_name = "NAME=FORMAT", value_parser = tensor_type)]
     tensor_type: Vec<(String, Format)>,
+    #[command(flatten)]
+    choices: ChoiceArguments,
     /// The profile that each file must pass before it gets its name, shipped or a TOML file; `none` judges nothing
     #[arg(long, value_name = "none|PROFILE", default_value = "none")]
     gate: String,
@@ -114,6 +118,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyho
     }
     check_arguments(arguments)?;
     let mixes = distinct(&arguments.to);
+    arguments.choices.check(&mixes)?;
     let inputs = open(arguments, &mixes)?;
     let (document, outcome) = {
         let work = Work::open(&arguments.out, &key(&inputs))?;
@@ -128,6 +133,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyho
         // Only now, so that an error in the last file leaves none of the others.
         let document = document(arguments, &inputs, release(arguments, &inputs, &work, made)?);
         write_reports(&document, &inputs, &arguments.out)?;
+        inputs.chosen.write_plan(&arguments.out, &inputs.name, inputs.subject())?;
         (document, outcome)
     };
     if globals.json {
@@ -156,6 +162,10 @@ fn check_arguments(arguments: &QuantizeArguments) -> anyhow::Result<()> {
     if arguments.deploy == DeployMode::Qat && arguments.importance.is_some() {
         let why = "training rounded without it, and other codes than those were not trained for";
         return Err(Refusal::new(format!("--deploy qat: expected no --importance, found one: {why}")).into());
+    }
+    if arguments.deploy == DeployMode::Qat && !arguments.choices.are_stock() {
+        let why = "training rounded to stock codes of the recipe, and others were not trained for";
+        return Err(Refusal::new(format!("--deploy qat: expected no --codes, --target-size or --plan: {why}")).into());
     }
     let profile = &arguments.gate;
     #[cfg(feature = "train")]
@@ -190,7 +200,11 @@ fn open(arguments: &QuantizeArguments, mixes: &[Mix]) -> anyhow::Result<Inputs> 
         DeployMode::Native => (Vec::new(), Adapter::joined(&adapters)),
     };
     let tensor_types = arguments.tensor_type.clone();
-    Ok(Inputs { checkpoint, merged, beside, importance, provenance, name, tensor_types })
+    let importance_of = importance.as_ref();
+    let subject =
+        Subject { checkpoint: &checkpoint, merged: &merged, importance: importance_of, provenance: &provenance };
+    let chosen = arguments.choices.choose(mixes, subject, &tensor_types)?;
+    Ok(Inputs { checkpoint, merged, beside, importance, provenance, name, tensor_types, chosen })
 }
 
 fn check_space(

@@ -8,6 +8,8 @@ mod arrows;
 #[cfg(feature = "serve")]
 mod chat;
 mod cli;
+#[cfg(feature = "train")]
+mod codes;
 mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;

@@ -56,21 +56,7 @@ impl Draft {
     /// # Errors
     /// When the folder cannot be written, or a key, name or shape cannot be in a file.
     pub fn create(final_path: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<Self, GgufError> {
-        let alignment = alignment(final_path, metadata)?;
-        let mut placed = Vec::with_capacity(tensors.len());
-        let mut offset = 0u64;
-        for tensor in tensors {
-            let shape: Vec<u64> = tensor.shape.iter().map(|it| *it as u64).collect();
-            let (_, n_bytes) = checked_shape(final_path, &tensor.name, tensor.format, &shape)?;
-            let n_bytes = n_bytes as u64;
-            placed.push(Placed { name: tensor.name.clone(), format: tensor.format, shape, offset, n_bytes });
-            let end = offset.checked_add(n_bytes).and_then(|it| it.checked_next_multiple_of(alignment.into()));
-            offset = end.ok_or_else(|| GgufError::Shape {
-                path: final_path.into(),
-                tensor: tensor.name.clone(),
-                found: tensor.shape.iter().map(|it| *it as u64).collect(),
-            })?;
-        }
+        let (placed, alignment) = place(final_path, metadata, tensors)?;
         Self::begin(final_path, metadata, placed, alignment)
     }
 
@@ -132,6 +118,37 @@ impl Draft {
         file.as_file().sync_all().map_err(fault)?;
         Ok(FinishedDraft { path: file.into_temp_path(), final_path: self.final_path })
     }
+}
+
+/// How long a file of this metadata and these tensors is, in bytes.
+///
+/// # Errors
+/// When a shape cannot be in a file.
+pub fn file_bytes(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<u64, GgufError> {
+    let (placed, alignment) = place(Path::new(""), metadata, tensors)?;
+    let header = (header(metadata, &placed).len() as u64).next_multiple_of(alignment.into());
+    let data = placed.last().map_or(0, |it| (it.offset + it.n_bytes).next_multiple_of(alignment.into()));
+    Ok(header + data)
+}
+
+/// Where each tensor begins, and what all are aligned to.
+fn place(path: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(Vec<Placed>, u32), GgufError> {
+    let alignment = alignment(path, metadata)?;
+    let mut placed = Vec::with_capacity(tensors.len());
+    let mut offset = 0u64;
+    for tensor in tensors {
+        let shape: Vec<u64> = tensor.shape.iter().map(|it| *it as u64).collect();
+        let (_, n_bytes) = checked_shape(path, &tensor.name, tensor.format, &shape)?;
+        let n_bytes = n_bytes as u64;
+        placed.push(Placed { name: tensor.name.clone(), format: tensor.format, shape, offset, n_bytes });
+        let end = offset.checked_add(n_bytes).and_then(|it| it.checked_next_multiple_of(alignment.into()));
+        offset = end.ok_or_else(|| GgufError::Shape {
+            path: path.into(),
+            tensor: tensor.name.clone(),
+            found: tensor.shape.iter().map(|it| *it as u64).collect(),
+        })?;
+    }
+    Ok((placed, alignment))
 }
 
 impl FinishedDraft {

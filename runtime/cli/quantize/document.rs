@@ -84,6 +84,8 @@ pub(crate) struct TensorRecord {
     pub(crate) n_bytes: usize,
     pub(crate) relative_error: f64,
     pub(crate) importance: bool,
+    /// How its codes were chosen.
+    pub(crate) codes: String,
 }
 
 impl From<EncodedTensor> for TensorRecord {
@@ -96,6 +98,7 @@ impl From<EncodedTensor> for TensorRecord {
             n_bytes: it.n_bytes,
             relative_error: it.relative_error,
             importance: it.importance,
+            codes: it.codes.name().into(),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Ladder<'_> {
         };
         let (reference, file) = (Gguf::open(&self.court.reference)?, Gguf::open(&candidate.file)?);
         let budget = file.n_bytes() / GROWTH_DIVISOR;
-        let raised: Vec<(String, Format)> = raise(&reference, &file, &|it| observed.columns.get(it).cloned(), budget);
+        let raised: Vec<(String, Format)> = raise(&reference, &file, &|it| observed.means(it), budget);
         if raised.is_empty() {
             return Ok(None);
         }

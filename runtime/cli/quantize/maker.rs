@@ -13,6 +13,7 @@ use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, quantize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::choices::{Chosen, Subject};
 use super::document::TensorRecord;
 use super::work::Work;
 use crate::output::hex;
@@ -30,6 +31,8 @@ pub(super) struct Inputs {
     pub(super) name: String,
     /// The user's own choice of formats for single tensors.
     pub(super) tensor_types: Vec<(String, Format)>,
+    /// What the options chose beyond the recipes.
+    pub(super) chosen: Chosen,
 }
 
 /// An encoded file without its name.
@@ -82,8 +85,16 @@ impl Maker<'_> {
 impl Inputs {
     /// What a format means for this policy.
     pub(super) fn plan(&self, mix: Mix, raised: &[(String, Format)]) -> Plan {
-        let overrides = [self.tensor_types.as_slice(), raised].concat();
-        Plan { name: Some(self.name.clone()), overrides, ..Plan::new(mix) }
+        let recipe = Plan { overrides: self.tensor_types.clone(), codes: self.chosen.codes, ..Plan::new(mix) };
+        let chosen = self.chosen.plan.as_ref().filter(|it| it.0 == mix);
+        let plan = chosen.map_or(recipe, |it| it.1.clone());
+        Plan { name: Some(self.name.clone()), overrides: [plan.overrides.as_slice(), raised].concat(), ..plan }
+    }
+
+    /// What is quantized, for whoever chooses.
+    pub(super) fn subject(&self) -> Subject<'_> {
+        let Self { checkpoint, merged, importance, provenance, .. } = self;
+        Subject { checkpoint, merged, importance: importance.as_ref(), provenance }
     }
 }
 

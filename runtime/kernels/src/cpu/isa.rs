@@ -144,7 +144,11 @@ pub(crate) struct Choice(Set);
 enum Set {
     Scalar,
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2),
+    Avx2(avx2::Avx2<avx2::Pairs>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<avx2::ShortVnni>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Half(avx2::Avx2<avx2::LongVnni>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "aarch64")]
@@ -191,6 +195,8 @@ impl Choice {
         #[cfg(target_arch = "x86_64")]
         {
             sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx2(it))));
+            sets.extend(avx2::Avx2::detect().map(|it| Self(Set::AvxVnni(it))));
+            sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx512Half(it))));
             sets.extend(avx512::Avx512::detect().map(|it| Self(Set::Avx512(it))));
         }
         #[cfg(target_arch = "aarch64")]
@@ -208,6 +214,10 @@ impl Choice {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Set::AvxVnni(_) => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Half(_) => "avx512-vnni-256",
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => "avx512-vnni",
             #[cfg(target_arch = "aarch64")]
             Set::Neon(_) => "neon-dotprod",
@@ -224,6 +234,10 @@ pub(crate) fn dispatch<K: Kernel>(choice: Choice, kernel: K) -> K::Output {
         Set::Scalar => kernel.run(scalar::Scalar),
         #[cfg(target_arch = "x86_64")]
         Set::Avx2(isa) => isa.run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Set::AvxVnni(isa) => isa.run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512Half(isa) => isa.run(kernel),
         #[cfg(target_arch = "x86_64")]
         Set::Avx512(isa) => isa.run(kernel),
         #[cfg(target_arch = "aarch64")]
