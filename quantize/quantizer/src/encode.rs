@@ -1,5 +1,6 @@
 //! From weights to a file: tensor by tensor, rows in parallel; knows no recipe.
 
+use std::ops::Range;
 use std::path::Path;
 
 use fsq_blocks::Format;
@@ -76,26 +77,31 @@ pub fn quantize(
     let matrices = matrix_places(&allocations);
     for (allocation, place) in allocations.iter().zip(matrices) {
         let tensor = &allocation.tensor;
-        let weights = stored(checkpoint, adapters, tensor)?;
-        let columns = tensor.shape.last().copied().unwrap_or(1);
-        if allocation.format == Format::F16 {
-            check_f16(&tensor.gguf, &weights)?;
-        }
+        let (n_rows, columns) = (tensor.shape[0], tensor.shape.last().copied().unwrap_or(1));
         let inputs = importance.map(|it| it.inputs((&tensor.gguf, columns), place)).transpose()?.unwrap_or_default();
         let encoder = Encoder::new(allocation.format, columns, plan.codes, &inputs);
         let mut told = Told::default();
-        let rows_per_step =
-            if encoder.needs_all_rows() { weights.len() } else { (WEIGHTS_PER_STEP / columns).max(1) * columns };
-        for rows in weights.chunks(rows_per_step.max(1)) {
-            let (bytes, codes) = encoder.encode(rows);
-            told.sums = told.sums.plus(sums_of(allocation, columns, rows, &bytes)?);
-            told.codes = codes;
-            draft.write(&tensor.gguf, &bytes)?;
-            n_done += rows.len();
-            progress(n_done, n_weights);
+        // Rows whose order changes, and those of encoders that look at all of them, are read together.
+        let is_whole = tensor.shape.len() == 1 || tensor.permuted_heads.is_some() || encoder.needs_all_rows();
+        let rows_per_step = (WEIGHTS_PER_STEP / columns).max(1);
+        for start in (0..n_rows).step_by(if is_whole { n_rows.max(1) } else { rows_per_step }) {
+            let end = if is_whole { n_rows } else { n_rows.min(start + rows_per_step) };
+            let weights = stored(checkpoint, adapters, tensor, &(start..end))?;
+            if allocation.format == Format::F16 {
+                check_f16(&tensor.gguf, &weights)?;
+            }
+            let at_once = if encoder.needs_all_rows() { weights.len() } else { rows_per_step * columns };
+            for rows in weights.chunks(at_once.max(1)) {
+                let (bytes, codes) = encoder.encode(rows);
+                told.sums = told.sums.plus(sums_of(allocation, columns, rows, &bytes)?);
+                told.codes = codes;
+                draft.write(&tensor.gguf, &bytes)?;
+                n_done += rows.len();
+                progress(n_done, n_weights);
+            }
         }
         told.importance = inputs.squares.is_some();
-        tell(&mut tensors, allocation, weights.len(), told);
+        tell(&mut tensors, allocation, tensor.shape.iter().product(), told);
     }
     let tensors = tensors.into_iter().map(|it| it.0).collect();
     Ok(Encoded { draft: draft.finish()?, tensors })
@@ -130,13 +136,15 @@ pub fn file_bytes(
     Ok(fsq_gguf::file_bytes(&metadata, &specs)?)
 }
 
-/// The weights of a tensor as the file is to hold them: merged, in the file's order of rows.
+/// Rows of a tensor as the file is to hold them: merged, in the file's order, for which all are needed where it is
+/// another than the checkpoint's.
 pub(crate) fn stored(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
     tensor: &TensorName,
+    rows: &Range<usize>,
 ) -> Result<Vec<f32>, QuantizeError> {
-    let mut weights = merged(checkpoint, adapters, tensor)?;
+    let mut weights = merged(checkpoint, adapters, tensor, rows)?;
     if let Some(heads) = tensor.permuted_heads {
         let columns_of_a_row = weights.len() / tensor.shape[0];
         weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
