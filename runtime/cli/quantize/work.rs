@@ -50,7 +50,8 @@ impl Work {
         for entry in std::fs::read_dir(&work.folder).with_context(|| work.folder.display().to_string())? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != LOCK && !name.starts_with(key) {
+            // A draft that may be gone on with has a dot before its name.
+            if name != LOCK && !name.trim_start_matches('.').starts_with(key) {
                 std::fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
             }
         }
