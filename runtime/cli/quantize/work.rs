@@ -75,7 +75,13 @@ impl Work {
 
     /// Gives a whole and synced file of this folder its name in the folder above.
     pub(super) fn release(&self, file: &Path, path: &Path) -> anyhow::Result<()> {
-        std::fs::rename(file, path).with_context(|| path.display().to_string())
+        let rename = || {
+            std::fs::rename(file, path)?;
+            let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            // Windows cannot sync a folder and needs not: the rename is journaled.
+            if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+        };
+        rename().with_context(|| path.display().to_string())
     }
 }
 
