@@ -277,12 +277,16 @@ fn unjudged(maker: &Maker<'_>, mix: Mix) -> anyhow::Result<Made> {
     Ok(Made { file: candidate.file, record })
 }
 
+fn file_name(inputs: &Inputs, mix: Mix) -> String {
+    format!("{}-{}.gguf", inputs.name, mix.name())
+}
+
 /// What there is to say of a file before anything judges it.
 fn record(maker: &Maker<'_>, candidate: &Candidate) -> anyhow::Result<QuantizedFile> {
     let written = Gguf::open(&candidate.file)?;
     let [sha256, data_sha256] = digests(&written)?;
     Ok(QuantizedFile {
-        file: format!("{}-{}.gguf", maker.inputs.name, candidate.mix.name()),
+        file: file_name(maker.inputs, candidate.mix),
         published: true,
         format: candidate.mix.name(),
         n_bytes: written.n_bytes(),
@@ -317,10 +321,17 @@ fn judged(
     of_reference.push(parity::check(checkpoint, merged, &reference.file, globals.threads())?);
     maker.progress.finish();
     let given = (maker.work, maker.progress, globals.threads());
-    let court = judged::Court::new(&arguments.judging, profile, given, reference.file, beside.as_ref());
+    let court = judged::Court::new(&arguments.judging, profile, given, reference.file.clone(), beside.as_ref());
     let reason = arguments.judging.override_reason.as_deref();
     let importance = importance.as_ref();
-    let ladder = ladder::Ladder { court: &court, maker, asked: mixes, importance, is_overridden: reason.is_some() };
+    let ladder = ladder::Ladder {
+        court: &court,
+        maker,
+        asked: mixes,
+        importance,
+        largest: reference.mix,
+        is_overridden: reason.is_some(),
+    };
     let (mut made, mut outcome) = (Vec::with_capacity(mixes.len()), Outcome::Done);
     for mix in mixes {
         let ladder::Climbed { candidate, judgement, rounds } = ladder.climb(*mix)?;
@@ -358,7 +369,7 @@ fn judged(
     Err(Refusal::new(format!("--gate {}: not in this build", arguments.gate)).into())
 }
 
-/// Gives the files their names, and takes the names of those that failed from what an earlier run left.
+/// Gives the files their names. A name that was asked for and not earned is taken from what an earlier run left there.
 fn release(
     arguments: &QuantizeArguments,
     inputs: &Inputs,
@@ -367,13 +378,17 @@ fn release(
 ) -> anyhow::Result<Vec<QuantizedFile>> {
     let mut records = Vec::with_capacity(made.len());
     for Made { file, record } in made {
-        let path = arguments.out.join(&record.file);
         if record.published {
-            work.release(&file, &path)?;
-        } else if path.exists() {
-            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            work.release(&file, &arguments.out.join(&record.file))?;
         }
         records.push(record);
+    }
+    for mix in &arguments.to {
+        let name = file_name(inputs, *mix);
+        let path = arguments.out.join(&name);
+        if path.exists() && !records.iter().any(|it| it.published && it.file == name) {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
     }
     if let Some(beside) = inputs.beside.as_ref().filter(|_| records.iter().any(|it| it.published)) {
         let path = arguments.out.join(format!("{}-LoRA.gguf", inputs.name));

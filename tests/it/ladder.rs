@@ -6,7 +6,7 @@ use fsq_gguf::Gguf;
 use serde_json::Value;
 
 use crate::gates::checkpoint;
-use crate::program::{BAD_INPUT, GATE_FAILED, INCONCLUSIVE, fsq, text};
+use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, text};
 
 /// What the profile `demo` wants at least.
 const EPISODES: &str = "800";
@@ -88,4 +88,38 @@ fn too_little_evidence_gives_no_name_and_a_reason_gives_one() {
     assert_eq!(forced.report["files"][0]["override_reason"], reason);
     let card = std::fs::read_to_string(forced.path("README.md")).unwrap();
     assert!(card.contains(&format!("inconclusive, overridden: {reason}")), "{card}");
+}
+
+#[test]
+fn a_file_whose_first_layer_is_rough_is_rescued_by_bits_there() {
+    let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES, "--tensor-type", "blk.0.*=Q2_K"]);
+    let verdicts = run.verdicts();
+    assert_eq!((verdicts.first(), verdicts.last()), (Some(&"fail"), Some(&"pass")), "{}", run.errors);
+    assert_eq!(run.code, Some(0));
+    let rounds = run.report["files"][0]["rounds"].as_array().unwrap();
+    let last = rounds.last().unwrap();
+    assert!(last["remedy"].as_str().unwrap().starts_with("more bits for"), "{last}");
+    assert!(last["n_bytes"].as_u64() > rounds[0]["n_bytes"].as_u64());
+    let file = Gguf::open(&run.path("p-Q8_0.gguf")).unwrap();
+    assert_eq!(key(&file, "fsq.gate.verdict"), "pass");
+    is_sound(&run.path("p-Q8_0.gguf"));
+    run.assert_clean();
+}
+
+#[test]
+fn a_file_that_is_rough_everywhere_is_given_up() {
+    let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES, "--tensor-type", "blk.*=Q2_K"]);
+    assert_eq!(run.code, GATE_FAILED, "{}", run.errors);
+    let verdicts = run.verdicts();
+    // The file as asked for, and each remedy.
+    assert_eq!(verdicts.len(), 4, "{verdicts:?}");
+    assert!(!verdicts.contains(&"pass") && verdicts[0] == "fail");
+    let names = std::fs::read_dir(run.folder.path()).unwrap().map(|it| it.unwrap().file_name());
+    assert!(names.into_iter().all(|it| !it.to_string_lossy().ends_with(".gguf")), "a file got a name");
+    let file = &run.report["files"][0];
+    assert_eq!((&file["published"], &file["verdict"]), (&false.into(), &"fail".into()));
+    assert!(!file["rounds"][0]["sentences"].as_array().unwrap().is_empty(), "it does not say why");
+    let card = std::fs::read_to_string(run.path("README.md")).unwrap();
+    assert!(card.contains("No file passed its gates"), "{card}");
+    run.assert_clean();
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use half::{bf16, f16};
@@ -160,6 +161,15 @@ impl Checkpoint {
     pub fn tensor_f32(&self, hf_name: &str) -> Result<Vec<f32>, CheckpointError> {
         let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: hf_name.into() };
         self.files[*self.places.get(hf_name).ok_or_else(missing)?].f32(hf_name)
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor_f32`].
+    pub fn rows_f32(&self, hf_name: &str, rows: &Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: hf_name.into() };
+        self.files[*self.places.get(hf_name).ok_or_else(missing)?].rows_f32(hf_name, rows)
     }
 
     /// A tensor's bytes as stored, for digests.

@@ -94,7 +94,17 @@ impl SafetensorsFile {
 
     /// A tensor's values, widened to f32 as they are read: its stored bytes are never there as a whole.
     pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let range = self.range(name)?;
+        let n_rows = self.shape(name).and_then(|it| it.first().copied()).unwrap_or(1);
+        self.rows_f32(name, &(0..n_rows))
+    }
+
+    /// The same of some rows. Those that the tensor does not have are not read.
+    pub(crate) fn rows_f32(&self, name: &str, rows: &Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let whole = self.range(name)?;
+        let n_rows = self.shape(name).and_then(|it| it.first().copied()).unwrap_or(1).max(1) as u64;
+        let row_bytes = (whole.end - whole.start) / n_rows;
+        let [start, end] = [rows.start, rows.end].map(|it| whole.start + row_bytes * n_rows.min(it as u64));
+        let range = start..end;
         match self.dtype(name) {
             Some(Dtype::F32) => self.widened(&range, f32::from_le_bytes),
             Some(Dtype::F16) => self.widened(&range, |it| f16::from_le_bytes(it).to_f32()),

@@ -1,14 +1,15 @@
 //! From weights to a file: tensor by tensor, rows in parallel; knows no recipe.
 
-use std::path::Path;
+use std::ops::Range;
 
 use fsq_blocks::Format;
 use fsq_checkpoint::architecture::permute_rotary_rows;
 use fsq_checkpoint::{Adapter, Checkpoint, TensorName};
-use fsq_gguf::{Draft, FinishedDraft, Metadata, TensorSpec};
+use fsq_gguf::{FinishedDraft, Metadata, TensorSpec};
 use rayon::prelude::*;
 
 use crate::codes::{Encoder, WEIGHTS_PER_TASK};
+use crate::growing::{Growing, Target};
 use crate::merge::{check_adapters, check_f16, merged};
 use crate::{Allocation, Codes, Importance, Plan, Provenance, QuantizeError, convert};
 
@@ -45,60 +46,97 @@ pub struct EncodedTensor {
     pub codes: Codes,
 }
 
-/// Merges the adapters, converts and encodes a checkpoint to a GGUF file beside `final_path`.
+/// Merges the adapters, converts and encodes a checkpoint to a GGUF file: beside a path, or from where a killed run left
+/// it, as the target says.
 ///
 /// `progress` is called with the number of weights done and of all weights.
 ///
 /// # Errors
 /// When an adapter, an override, the importance or the tokenizer does not fit the checkpoint, when a weight is not
 /// finite or too large for its format, or when the file cannot be written. Nothing is left behind then.
-pub fn quantize(
+pub fn quantize<'a>(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
     plan: &Plan,
     importance: Option<&Importance>,
     provenance: &Provenance,
-    final_path: &Path,
+    target: impl Into<Target<'a>>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Encoded, QuantizeError> {
     check_adapters(&checkpoint.dimensions, adapters)?;
     let allocations = plan.allocate(&checkpoint.dimensions, importance.is_some())?;
     check_importance(importance, &allocations)?;
     let (metadata, specs) = head(checkpoint, plan, &allocations, provenance)?;
-    let mut draft = Draft::create(final_path, &metadata, &specs)?;
+    let mut growing = Growing::begin(target.into(), &metadata, &specs)?;
     for (name, factors) in convert::rope_tensors(&checkpoint.dimensions.options.rope) {
-        draft.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+        if !growing.has(name) {
+            growing.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+            growing.note(name, None)?;
+        }
     }
     let n_weights = checkpoint.dimensions.parameters();
     let mut n_done = 0;
     progress(n_done, n_weights);
-    let mut tensors = Vec::with_capacity(allocations.len());
-    let matrices = matrix_places(&allocations);
-    for (allocation, place) in allocations.iter().zip(matrices) {
-        let tensor = &allocation.tensor;
-        let weights = stored(checkpoint, adapters, tensor)?;
-        let columns = tensor.shape.last().copied().unwrap_or(1);
+    let mut tensors: Vec<(EncodedTensor, Sums)> = Vec::with_capacity(allocations.len());
+    let mut is_kept = false;
+    for (allocation, place) in allocations.iter().zip(matrix_places(&allocations)) {
+        let name = &allocation.tensor.gguf;
+        if place.0 == 0 {
+            let kept = growing.kept(allocation);
+            is_kept = kept.is_some();
+            n_done += kept.as_ref().map_or(0, |it| it.n_weights);
+            tensors.extend(kept.map(|it| (it, Sums::default())));
+        }
+        if is_kept {
+            continue;
+        }
+        let columns = allocation.tensor.shape.last().copied().unwrap_or(1);
+        let inputs = importance.map(|it| it.inputs((name, columns), place)).transpose()?.unwrap_or_default();
+        let encoder = Encoder::new(allocation.format, columns, plan.codes, &inputs);
+        let mut told = encode_matrix(&mut growing, (checkpoint, adapters), allocation, &encoder, &mut |n_rows| {
+            n_done += n_rows * columns;
+            progress(n_done, n_weights);
+        })?;
+        told.importance = inputs.squares.is_some();
+        tell(&mut tensors, allocation, allocation.tensor.shape.iter().product(), told);
+        if place.0 + 1 == place.1 {
+            growing.note(name, tensors.last().map(|it| &it.0))?;
+        }
+    }
+    let tensors = tensors.into_iter().map(|it| it.0).collect();
+    Ok(Encoded { draft: growing.finish()?, tensors })
+}
+
+/// Encodes the rows of one matrix, or a vector, some at a time; `done` is told of them.
+fn encode_matrix(
+    growing: &mut Growing,
+    (checkpoint, adapters): (&Checkpoint, &[Adapter]),
+    allocation: &Allocation,
+    encoder: &Encoder<'_>,
+    done: &mut dyn FnMut(usize),
+) -> Result<Told, QuantizeError> {
+    let tensor = &allocation.tensor;
+    let (n_rows, columns) = (tensor.shape[0], tensor.shape.last().copied().unwrap_or(1));
+    // Rows whose order changes, and those of encoders that look at all of them, are read together.
+    let is_whole = tensor.shape.len() == 1 || tensor.permuted_heads.is_some() || encoder.needs_all_rows();
+    let rows_per_step = (WEIGHTS_PER_STEP / columns).max(1);
+    let mut told = Told::default();
+    for start in (0..n_rows).step_by(if is_whole { n_rows.max(1) } else { rows_per_step }) {
+        let end = if is_whole { n_rows } else { n_rows.min(start + rows_per_step) };
+        let weights = stored(checkpoint, adapters, tensor, &(start..end))?;
         if allocation.format == Format::F16 {
             check_f16(&tensor.gguf, &weights)?;
         }
-        let inputs = importance.map(|it| it.inputs((&tensor.gguf, columns), place)).transpose()?.unwrap_or_default();
-        let encoder = Encoder::new(allocation.format, columns, plan.codes, &inputs);
-        let mut told = Told::default();
-        let rows_per_step =
-            if encoder.needs_all_rows() { weights.len() } else { (WEIGHTS_PER_STEP / columns).max(1) * columns };
-        for rows in weights.chunks(rows_per_step.max(1)) {
+        let at_once = if encoder.needs_all_rows() { weights.len() } else { rows_per_step * columns };
+        for rows in weights.chunks(at_once.max(1)) {
             let (bytes, codes) = encoder.encode(rows);
             told.sums = told.sums.plus(sums_of(allocation, columns, rows, &bytes)?);
             told.codes = codes;
-            draft.write(&tensor.gguf, &bytes)?;
-            n_done += rows.len();
-            progress(n_done, n_weights);
+            growing.write(&tensor.gguf, &bytes)?;
+            done(rows.len() / columns);
         }
-        told.importance = inputs.squares.is_some();
-        tell(&mut tensors, allocation, weights.len(), told);
     }
-    let tensors = tensors.into_iter().map(|it| it.0).collect();
-    Ok(Encoded { draft: draft.finish()?, tensors })
+    Ok(told)
 }
 
 /// Metadata and tensors of the file to be.
@@ -130,13 +168,15 @@ pub fn file_bytes(
     Ok(fsq_gguf::file_bytes(&metadata, &specs)?)
 }
 
-/// The weights of a tensor as the file is to hold them: merged, in the file's order of rows.
+/// Rows of a tensor as the file is to hold them: merged, in the file's order, for which all are needed where it is
+/// another than the checkpoint's.
 pub(crate) fn stored(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
     tensor: &TensorName,
+    rows: &Range<usize>,
 ) -> Result<Vec<f32>, QuantizeError> {
-    let mut weights = merged(checkpoint, adapters, tensor)?;
+    let mut weights = merged(checkpoint, adapters, tensor, rows)?;
     if let Some(heads) = tensor.permuted_heads {
         let columns_of_a_row = weights.len() / tensor.shape[0];
         weights = permute_rotary_rows(&weights, heads, columns_of_a_row);

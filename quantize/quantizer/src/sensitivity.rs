@@ -94,7 +94,7 @@ impl Sensitivities {
             if tensor.precise {
                 continue;
             }
-            let weights = stored(checkpoint, adapters, tensor)?;
+            let weights = stored(checkpoint, adapters, tensor, &(0..tensor.shape[0]))?;
             let rows = some_rows(&weights, columns);
             let inputs =
                 importance.map(|it| it.inputs((&tensor.gguf, columns), place)).transpose()?.unwrap_or_default();

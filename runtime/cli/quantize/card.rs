@@ -34,9 +34,9 @@ fn text(document: &Document, checkpoint: &Checkpoint) -> String {
         "---\nlibrary_name: gguf\nbase_model: {}\ntags: [gguf, {architecture}, fsq]\n---\n{MARK}\n\n# {base} in GGUF\n\n",
         serde_json::Value::from(&*base)
     );
-    let _ = write!(
+    let _ = writeln!(
         card,
-        "{} weights, architecture `{architecture}`, context of {} tokens.\n",
+        "{} weights, architecture `{architecture}`, context of {} tokens.",
         document.n_weights, checkpoint.dimensions.context
     );
     card += "What the files may be used for is what the licence of the base says; this card grants nothing.\n\n";

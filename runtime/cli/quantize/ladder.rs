@@ -13,8 +13,8 @@ use crate::failure::Outcome;
 
 /// The gates that look at stated probabilities alone: those a recalibration map can mend.
 const MENDED_BY_MAPS: [&str; 3] = ["G2", "G2b", "G3"];
-/// Of a file's bytes, those that its most sensitive tensors may grow by: between the steps of the usual formats.
-const GROWTH_SHARE: f64 = 0.125;
+/// Of a file's bytes, the part that its most sensitive tensors may grow by: less than the step to the next format.
+const GROWTH_DIVISOR: usize = 8;
 
 /// What a failing file may be helped by, in the order in which it is tried.
 #[derive(Clone, Copy)]
@@ -38,6 +38,8 @@ pub(super) struct Ladder<'a> {
     /// Formats asked for: no rung may take the name of another file.
     pub(super) asked: &'a [Mix],
     pub(super) importance: Option<&'a Importance>,
+    /// The 16-bit format of the reference.
+    pub(super) largest: Mix,
     /// Judge once: the user publishes whatever comes of it.
     pub(super) is_overridden: bool,
 }
@@ -68,7 +70,7 @@ impl Ladder<'_> {
                         continue;
                     }
                 },
-                Remedy::LargerFormat => match larger(mix).filter(|it| !self.asked.contains(it)) {
+                Remedy::LargerFormat => match self.larger(mix).filter(|it| !self.asked.contains(it)) {
                     Some(larger) => (format!("{} instead", larger.name()), self.maker.make(larger, &[])?),
                     None => {
                         rounds.push(self.passed_over("larger format", "there is none that was not asked for anyway"));
@@ -96,8 +98,7 @@ impl Ladder<'_> {
             None => self.court.observed()?,
         };
         let (reference, file) = (Gguf::open(&self.court.reference)?, Gguf::open(&candidate.file)?);
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let budget = (file.n_bytes() as f64 * GROWTH_SHARE) as usize;
+        let budget = file.n_bytes() / GROWTH_DIVISOR;
         let raised: Vec<(String, Format)> = raise(&reference, &file, &|it| observed.means(it), budget);
         if raised.is_empty() {
             return Ok(None);
@@ -132,17 +133,17 @@ impl Ladder<'_> {
         self.court.progress.say(&format!("ladder, {remedy}: {}", told.verdict));
         told
     }
-}
 
-/// The next larger recipe, in steps of about a bit.
-fn larger(mix: Mix) -> Option<Mix> {
-    match mix {
-        Mix::Q2_K | Mix::Q2_K_S => Some(Mix::Q3_K_M),
-        Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q3_K_L => Some(Mix::Q4_K_M),
-        Mix::Q4_0 | Mix::Q4_1 | Mix::Q4_K_S | Mix::Q4_K_M | Mix::IQ4_NL | Mix::IQ4_XS => Some(Mix::Q5_K_M),
-        Mix::Q5_0 | Mix::Q5_1 | Mix::Q5_K_S | Mix::Q5_K_M => Some(Mix::Q6_K),
-        Mix::Q6_K => Some(Mix::Q8_0),
-        Mix::Q8_0 => Some(Mix::F16),
-        _ => None,
+    /// The next larger recipe, in steps of about a bit.
+    fn larger(&self, mix: Mix) -> Option<Mix> {
+        match mix {
+            Mix::Q2_K | Mix::Q2_K_S => Some(Mix::Q3_K_M),
+            Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q3_K_L => Some(Mix::Q4_K_M),
+            Mix::Q4_0 | Mix::Q4_1 | Mix::Q4_K_S | Mix::Q4_K_M | Mix::IQ4_NL | Mix::IQ4_XS => Some(Mix::Q5_K_M),
+            Mix::Q5_0 | Mix::Q5_1 | Mix::Q5_K_S | Mix::Q5_K_M => Some(Mix::Q6_K),
+            Mix::Q6_K => Some(Mix::Q8_0),
+            Mix::Q8_0 => Some(self.largest),
+            _ => None,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Encodes files into the work folder, or finds them there. Gives no file its name.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use anyhow::Context;
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_gguf::Gguf;
-use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, quantize};
+use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, Target, quantize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -72,7 +72,7 @@ impl Maker<'_> {
         self.progress.stage(mix.name(), checkpoint.dimensions.parameters() as u64);
         let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
         let Encoded { draft, tensors } =
-            quantize(checkpoint, merged, &plan, importance.as_ref(), provenance, &file, &mut watch)?;
+            quantize(checkpoint, merged, &plan, importance.as_ref(), provenance, Target::resumed(&file), &mut watch)?;
         let file = draft.publish()?;
         self.progress.finish();
         let tensors = tensors.into_iter().map(TensorRecord::from).collect();
@@ -107,7 +107,7 @@ pub(super) fn digests(gguf: &Gguf) -> anyhow::Result<[String; 2]> {
         let mut file = File::open(gguf.path())?;
         file.seek(SeekFrom::Start(start))?;
         let mut digest = Sha256::new();
-        std::io::copy(&mut file.take(u64::MAX), &mut digest)?;
+        std::io::copy(&mut file, &mut digest)?;
         Ok(hex(&digest.finalize()))
     };
     let (file, data) = rayon::join(|| from(0), || from((gguf.n_bytes() - n_data) as u64));

@@ -50,7 +50,8 @@ impl Work {
         for entry in std::fs::read_dir(&work.folder).with_context(|| work.folder.display().to_string())? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != LOCK && !name.starts_with(key) {
+            // A draft that may be gone on with has a dot before its name.
+            if name != LOCK && !name.trim_start_matches('.').starts_with(key) {
                 std::fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
             }
         }
@@ -74,7 +75,13 @@ impl Work {
 
     /// Gives a whole and synced file of this folder its name in the folder above.
     pub(super) fn release(&self, file: &Path, path: &Path) -> anyhow::Result<()> {
-        std::fs::rename(file, path).with_context(|| path.display().to_string())
+        let rename = || {
+            std::fs::rename(file, path)?;
+            let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            // Windows cannot sync a folder and needs not: the rename is journaled.
+            if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+        };
+        rename().with_context(|| path.display().to_string())
     }
 }
 
