@@ -140,7 +140,7 @@ fn observed(
     let mut pass = |held_out: bool| -> anyhow::Result<_> {
         decoder.observe(observing);
         for (index, passage) in passages.iter().enumerate() {
-            if products && (index % HELD_OUT_EVERY == 0) != held_out {
+            if products && index.is_multiple_of(HELD_OUT_EVERY) != held_out {
                 continue;
             }
             let sequence = decoder.open_sequence();

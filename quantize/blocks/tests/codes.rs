@@ -151,7 +151,7 @@ fn descent_leaves_formats_without_a_grid_as_they_are_and_bad_weights_do_not_pani
             let mut rows = noise(COLS, 11);
             rows[..40].fill(bad);
             descended(format, &rows, None);
-            descended(format, &rows, Some(&vec![bad; COLS]));
+            descended(format, &rows, Some(&[bad; COLS]));
         }
     }
 }

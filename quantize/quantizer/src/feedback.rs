@@ -192,16 +192,15 @@ impl<'a> Descent<'a> {
         let (mut by, mut gain) = ([0.0f32; 32], 0.0f64);
         // Each weight moves to the best code under the new scale, given those before it that moved and those after it
         // that have not.
-        for index in 0..n {
+        for (index, by) in by[..n].iter_mut().enumerate() {
             let row = &self.feedback.row(from + index)[from..from + n];
             let (old, curvature) = (self.decoded[from + index], row[index]);
             let target = if curvature > 0.0 { old + slope[index] / curvature } else { old };
             let code = self.grid.nearest(target, of_group);
             trial.codes[place + index] = code;
-            by[index] = self.level(code, of_group) - old;
-            gain +=
-                f64::from(by[index]) * (2.0 * f64::from(slope[index]) - f64::from(by[index]) * f64::from(curvature));
-            add_scaled(-by[index], row, &mut slope[..n]);
+            *by = self.level(code, of_group) - old;
+            gain += f64::from(*by) * (2.0 * f64::from(slope[index]) - f64::from(*by) * f64::from(curvature));
+            add_scaled(-*by, row, &mut slope[..n]);
         }
         // NaN is no gain.
         let better = gain > 1e-9 * self.error;

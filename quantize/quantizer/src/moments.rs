@@ -77,8 +77,8 @@ pub(crate) fn dot(left: &[f32], right: &[f32]) -> f32 {
     let (whole_right, rest_right) = right.as_chunks::<LANES>();
     let mut sums = [0.0f32; LANES];
     for (left, right) in whole_left.iter().zip(whole_right) {
-        for lane in 0..LANES {
-            sums[lane] += left[lane] * right[lane];
+        for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+            *sum += left * right;
         }
     }
     let rest: f32 = rest_left.iter().zip(rest_right).map(|(left, right)| left * right).sum();

@@ -133,8 +133,14 @@ fn damaged_gguf_files_say_what_is_wrong() {
     let count = ("a.counts", vec![1, 1], vec![3.0]);
     assert_eq!(of("model", &[sums.clone(), count.clone()]), ": `general.type`: expected `imatrix`, found `model`");
     assert_eq!(of("imatrix", &[]), ": `*.in_sum2`: expected tensors of this name, found none");
-    assert_eq!(of("imatrix", &[sums.clone()]), ": `a.counts`: expected a tensor beside the sums, found nothing");
-    assert_eq!(of("imatrix", &[count.clone()]), ": `a.in_sum2`: expected a tensor beside its counts, found nothing");
+    assert_eq!(
+        of("imatrix", std::slice::from_ref(&sums)),
+        ": `a.counts`: expected a tensor beside the sums, found nothing"
+    );
+    assert_eq!(
+        of("imatrix", std::slice::from_ref(&count)),
+        ": `a.in_sum2`: expected a tensor beside its counts, found nothing"
+    );
     let two = ("a.counts", vec![1, 2], vec![3.0, 3.0]);
     assert_eq!(
         of("imatrix", &[sums.clone(), two]),

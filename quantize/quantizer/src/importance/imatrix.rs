@@ -44,6 +44,9 @@ const NAME_BYTES_MAX: usize = 63;
 /// Bytes of a file of the older form: numbers of a thousand tensors of the widest matrices in use fill a tenth.
 const LEGACY_BYTES_MAX: u64 = 1 << 30;
 
+/// A tensor to be written: its name, its shape with the row length first, and its numbers.
+type Told<'a> = (String, Vec<usize>, &'a [f32]);
+
 /// What is wrong with an importance file.
 fn fault(path: &Path, field: impl Into<String>, expected: &str, found: impl Display) -> QuantizeError {
     QuantizeError::ImportanceFile {
@@ -63,8 +66,8 @@ impl Importance {
         let (same, mut tensors) = self.distinct_moments();
         for (name, InputSquares { sums, counts }) in &self.tensors {
             let n = counts.len();
-            tensors.push((format!("{name}{SUM_SUFFIX}"), vec![sums.len() / n.max(1), n], sums));
-            tensors.push((format!("{name}{COUNT_SUFFIX}"), vec![1, n], counts));
+            tensors.push((format!("{name}{SUM_SUFFIX}"), vec![sums.len() / n.max(1), n], sums.as_slice()));
+            tensors.push((format!("{name}{COUNT_SUFFIX}"), vec![1, n], counts.as_slice()));
         }
         let mut metadata = Metadata::new();
         metadata.insert("general.type", KIND);
@@ -78,11 +81,8 @@ impl Importance {
         if !same.is_empty() {
             metadata.insert(SAME_KEY, same);
         }
-        let spec = |(name, shape, _): &(String, Vec<usize>, &Vec<f32>)| TensorSpec {
-            name: name.clone(),
-            format: Format::F32,
-            shape: shape.clone(),
-        };
+        let spec =
+            |(name, shape, _): &Told<'_>| TensorSpec { name: name.clone(), format: Format::F32, shape: shape.clone() };
         let mut draft = Draft::create(path, &metadata, &tensors.iter().map(spec).collect::<Vec<_>>())?;
         for (name, _, numbers) in &tensors {
             let bytes: Vec<u8> = numbers.iter().flat_map(|it| it.to_le_bytes()).collect();
@@ -92,7 +92,7 @@ impl Importance {
     }
 
     /// Which tensors have the moments of another, and the moments of all others by the names they have in a file.
-    fn distinct_moments(&self) -> (Vec<String>, Vec<(String, Vec<usize>, &Vec<f32>)>) {
+    fn distinct_moments(&self) -> (Vec<String>, Vec<Told<'_>>) {
         let (mut same, mut tensors) = (Vec::new(), Vec::new());
         for (all, suffix) in [(&self.moments, PRODUCTS_SUFFIX), (&self.held_out, HELD_OUT_SUFFIX)] {
             for (name, moments) in all {
@@ -100,7 +100,7 @@ impl Importance {
                 let (first, _) = all.iter().find(shared).unwrap_or((name, moments));
                 if first == name {
                     let columns = moments.columns();
-                    tensors.push((format!("{name}{suffix}"), vec![columns; 2], &**moments.products()));
+                    tensors.push((format!("{name}{suffix}"), vec![columns; 2], moments.products().as_slice()));
                 } else {
                     same.push(format!("{name}{suffix}={first}{suffix}"));
                 }
