@@ -118,6 +118,15 @@ pub(crate) struct Played {
     pub(crate) tokens_per_s: f64,
 }
 
+/// What the command prints.
+#[derive(Serialize)]
+struct Evaluated {
+    #[serde(flatten)]
+    row: Row,
+    /// Success of those episodes in which the policy was shown all that it needs; nothing where there are none.
+    success_when_found: Option<Measured>,
+}
+
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::Result<Outcome> {
     let split = match arguments.split {
@@ -145,10 +154,13 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
     let maps = maps_of(&Gguf::open(&arguments.file)?)?;
     let map = maps.as_ref().map(|it| it.of(Some(&played.environment)));
     let row = row(&name, &played, map, std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
+    let found: Vec<&Episode> = episodes.iter().filter(|it| it.found_all).collect();
+    let right = found.iter().filter(|it| it.success).count();
+    let evaluated = Evaluated { row, success_when_found: share(right as u64, found.len() as u64) };
     if globals.json {
-        output::print_json(&row)?
+        output::print_json(&evaluated)?
     } else {
-        output::print(&text(&row))?
+        output::print(&text(&evaluated))?
     }
     Ok(Outcome::Done)
 }
@@ -353,7 +365,8 @@ fn measured(value: Option<f64>, around: Option<Interval>) -> Option<Measured> {
     Some(Measured { value, low: around.low, high: around.high })
 }
 
-fn text(row: &Row) -> String {
+fn text(evaluated: &Evaluated) -> String {
+    let row = &evaluated.row;
     let shown = |name: &str, it: &Option<Measured>| match it {
         Some(it) => format!("{name:<22} {:>7.3}  [{:.3}, {:.3}]\n", it.value, it.low, it.high),
         None => format!("{name:<22} not defined\n"),
@@ -361,12 +374,18 @@ fn text(row: &Row) -> String {
     let mut text =
         format!("{} in {}, {} episodes, {:.0} tokens/s\n", row.policy, row.environment, row.n, row.tokens_per_s);
     text += &shown("success", &Some(row.success));
+    if evaluated.success_when_found.is_some() {
+        text += &shown("success when all found", &evaluated.success_when_found);
+    }
     text += &shown("format adherence", &row.adherence);
     for (index, it) in row.fidelity.iter().enumerate() {
         text += &shown(&format!("fidelity at {}", index + 1), it);
     }
     text += &shown("Brier", &row.brier);
-    text += &format!("{:<22} {:>7.3}\n", "Brier of base rate", row.brier_constant.unwrap_or(f64::NAN));
+    text += &match row.brier_constant {
+        Some(it) => format!("{:<22} {it:>7.3}\n", "Brier of base rate"),
+        None => format!("{:<22} not defined\n", "Brier of base rate"),
+    };
     text += &shown("Brier skill", &row.brier_skill);
     text += &shown("AUROC", &row.auroc);
     text += &shown("signed gap", &row.signed_gap);

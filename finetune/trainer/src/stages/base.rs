@@ -72,8 +72,11 @@ pub struct BaseConfig {
 pub struct RecallConfig {
     /// Optimizer steps.
     pub steps: usize,
-    /// Share of the tokens that are recall drills.
-    pub share: f64,
+    /// Shares of the batch's tokens: Countdown, DocHop, copy drills, recall drills.
+    pub mix: [f64; 4],
+    /// What turns weigh in which all that an answer needs has been shown; others weigh one. They are few, and a base
+    /// that gives up in them looks to every later stage as if the search had failed.
+    pub told_weight: f32,
     /// Learning rate over these steps.
     pub schedule: Schedule,
 }
@@ -91,9 +94,8 @@ impl BaseConfig {
 
     /// Shares of a step's tokens: Countdown, DocHop, copy drills, recall drills.
     fn shares(&self, step: usize) -> [f64; 4] {
-        let recall = if step < self.steps { 0.0 } else { self.recall.share };
-        let [countdown, dochop, drills] = self.mix.map(|it| it * (1.0 - recall));
-        [countdown, dochop, drills, recall]
+        let [countdown, dochop, drills] = self.mix;
+        if step < self.steps { [countdown, dochop, drills, 0.0] } else { self.recall.mix }
     }
 
     /// The sizes with a vocabulary.
@@ -194,6 +196,7 @@ pub fn batch(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step as u64 + 1);
     let aloud = if step < config.aloud_from { 0.0 } else { ALOUD_EPISODES };
+    let told = if step < config.steps { 1.0 } else { config.recall.told_weight };
     let mut sequences: Vec<Sequence> = Vec::new();
     let shares = config.shares(step);
     let mut counted = [0usize; 4];
@@ -202,9 +205,9 @@ pub fn batch(
         let lag = |it: &usize| shares[*it] / (1.0 + to_f64(counted[*it]));
         let kind = (0..4).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
         let mut made = match kind {
-            0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, (0.3, aloud), vocabulary, &mut rng)?,
-            1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, (0.1, aloud), vocabulary, &mut rng)?,
-            2 => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0))?],
+            0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, (0.3, told, aloud), vocabulary, &mut rng)?,
+            1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, (0.1, told, aloud), vocabulary, &mut rng)?,
+            2 => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0, 1.0))?],
             _ => match rng.random_bool(config.mix[0] / (config.mix[0] + config.mix[1])) {
                 true => recalls(&Countdown, &COUNTDOWN_SKILLS, 1, vocabulary, &mut rng)?,
                 false => recalls(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, vocabulary, &mut rng)?,
@@ -221,7 +224,7 @@ fn episodes<E: Environment>(
     world: &E,
     skills: &[(Skill, f64)],
     count: usize,
-    (answer_weight, aloud): (f32, f64),
+    (answer_weight, told_weight, aloud): (f32, f32, f64),
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sequence>, TrainError> {
@@ -241,7 +244,7 @@ fn episodes<E: Environment>(
             logged.script(world, |_| filler(wordy, 24, rng))
         };
         let own = skill_weight(logged.skill);
-        made.push(encode(&script, vocabulary, weight_of(answer_weight, own))?);
+        made.push(encode(&script, vocabulary, weight_of(answer_weight, own, told_weight))?);
     }
     Ok(made)
 }
@@ -257,14 +260,15 @@ fn recalls<E: Environment>(
     let tasks = world.tasks(Split::Train, rng.random(), count + 1);
     let logged: Vec<_> = tasks.into_iter().map(|it| Logged::play(world, it, skills, false, rng)).collect();
     let pairs = logged.iter().zip(&logged[1..]);
-    pairs.map(|(told, asked)| encode(&recall(world, told, asked, rng), vocabulary, weight_of(0.0, 1.0))).collect()
+    pairs.map(|(told, asked)| encode(&recall(world, told, asked, rng), vocabulary, weight_of(0.0, 1.0, 1.0))).collect()
 }
 
-fn weight_of(answer: f32, own: f32) -> impl Fn(Piece) -> f32 {
+fn weight_of(answer: f32, own: f32, told: f32) -> impl Fn(Piece) -> f32 {
     move |piece| match piece {
         Piece::Task => 0.02,
         Piece::Answer => answer,
         Piece::Settled => 1.0,
+        Piece::Told => told * own,
         _ => own,
     }
 }

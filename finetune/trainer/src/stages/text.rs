@@ -168,7 +168,7 @@ fn mid_episodes<E: Environment>(
             Piece::Odds => 4.0,
             // A few tokens of a turn decide whether the policy does what it planned.
             Piece::Settled => 4.0,
-            Piece::Plan | Piece::Policy => own,
+            Piece::Plan | Piece::Policy | Piece::Told => own,
         })?);
     }
     Ok(made)
@@ -199,7 +199,7 @@ pub(crate) fn tagged_traces<E: Environment>(
             Piece::Task | Piece::Answer => 0.0,
             Piece::WorldModel | Piece::State | Piece::Odds => 1.0,
             Piece::Settled => 2.0,
-            Piece::Plan | Piece::Policy => own,
+            Piece::Plan | Piece::Policy | Piece::Told => own,
         })?);
     }
     Ok(traces)

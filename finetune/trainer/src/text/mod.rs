@@ -41,6 +41,8 @@ pub enum Piece {
     Odds,
     /// Thought and action.
     Policy,
+    /// The same where the policy was shown all that success needs.
+    Told,
     /// Thought and action behind a block whose first step they repeat.
     Settled,
 }
@@ -153,7 +155,11 @@ impl<E: Environment> Logged<E> {
             let before = before_action(index);
             let settled = before.iter().any(|it| it.0 == Piece::Plan);
             script.extend(before);
-            let origin = if settled { Piece::Settled } else { Piece::Policy };
+            let origin = match settled {
+                true => Piece::Settled,
+                false if world.has_found_all(&self.task, &step.state) => Piece::Told,
+                false => Piece::Policy,
+            };
             script.push((origin, format!("<action>{}</action>{END}", step.action)));
         }
         script.push((Piece::Answer, format!("{USER}{}{END}", world.observe(&self.task, &self.last))));

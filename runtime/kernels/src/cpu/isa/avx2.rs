@@ -322,11 +322,15 @@ impl<P: Products> Isa for Avx2<P> {
         })
     }
     #[inline(always)]
-    fn join_nibbles(self, low: I, high: I) -> I {
-        with_proof!([
-            _mm256_or_si256(low[0], _mm256_slli_epi16::<4>(high[0])),
-            _mm256_or_si256(low[1], _mm256_slli_epi16::<4>(high[1])),
-        ])
+    fn raise<const N: u32>(self, a: I) -> I {
+        with_proof!({
+            let count = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sll_epi16(a[0], count), _mm256_sll_epi16(a[1], count)]
+        })
+    }
+    #[inline(always)]
+    fn or(self, a: I, b: I) -> I {
+        halves!(_mm256_or_si256, a, b)
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: I) -> I {
