@@ -55,6 +55,7 @@ pub(crate) struct QuantizeArguments {
     deploy: DeployMode,
     /// Merge nothing: write each adapter as a GGUF file of its own, to run beside a file of the base
     #[arg(long, requires = "adapter", conflicts_with_all = ["to", "importance", "tensor_type"])]
+    #[arg(conflicts_with_all = ["codes", "target_size", "target_bpw", "plan"])]
     adapter_only: bool,
     /// An importance matrix, as `imatrix` files hold it
     #[arg(long, value_name = "FILE")]

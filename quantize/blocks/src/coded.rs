@@ -2,6 +2,7 @@
 //! no byte layout.
 
 use crate::block::Half;
+use crate::search;
 
 /// The most groups of a block.
 pub const GROUPS_MAX: usize = 16;
@@ -74,17 +75,17 @@ impl Parts {
 
 impl Grid {
     /// The code whose weight is nearest to `weight`, in a group with that step and minimum; of two as near, either.
-    /// Without a step all codes are the same, and the middle one is given.
+    /// Without a step all codes are the same, and any is given.
     pub fn nearest(&self, weight: f32, (step, minimum): (f32, f32)) -> u8 {
         let levels = self.levels;
-        let position = (weight + minimum) / step;
-        if !position.is_finite() {
-            return (levels.len() / 2) as u8;
-        }
         let (first, last) = (levels[0], levels[levels.len() - 1]);
+        let position = ((weight + minimum) / step).clamp(first.into(), last.into());
+        if position.is_nan() {
+            return 0;
+        }
         if levels.len() == usize::from(last.abs_diff(first)) + 1 {
             // Every whole number is a level.
-            return (position.round_ties_even().clamp(f32::from(first), f32::from(last)) - f32::from(first)) as u8;
+            return (search::nearest(position) - i32::from(first)) as u8;
         }
         let halfway = |pair: &[i8]| (f32::from(pair[0]) + f32::from(pair[1])) / 2.0;
         levels.windows(2).filter(|pair| position >= halfway(pair)).count() as u8

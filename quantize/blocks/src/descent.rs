@@ -10,11 +10,11 @@ use crate::block::Half;
 use crate::coded::{Grid, Parts};
 
 /// Rounds over all numbers of a block; most blocks stand still after two or three.
-const ROUNDS_MAX: usize = 8;
+const ROUNDS_MAX: usize = 4;
 /// How far, in units, a scale and a minimum are moved at once.
-const REACH: i16 = 2;
+const REACH: i16 = 1;
 /// By how much a unit is stretched to start anew, in parts of itself: scales that were rounded find other places.
-const STRETCHES: [f32; 6] = [0.97, 0.985, 0.993, 1.007, 1.015, 1.03];
+const STRETCHES: [f32; 2] = [0.985, 1.015];
 
 /// One block being improved.
 struct Block<'a> {

@@ -1,8 +1,7 @@
 //! Formats under a budget of bytes: the least sum of costs that fits. Knows no tensor and no file.
 //!
-//! A multiple-choice knapsack. Steps along the lower hull of each item's bytes and costs are taken in the order of what
-//! they gain per byte, as the Lagrangian relaxation would, for as long as they fit; what is left over is spent by
-//! single changes and by pairs of them. The result is the best there is but for less than one step.
+//! A multiple-choice knapsack, solved item by item: of all ways to have the items so far, those are kept that no other
+//! undercuts in both bytes and cost, and of these one for each small step of bytes.
 
 /// One way to have an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,99 +12,75 @@ pub(crate) struct Choice {
     pub(crate) cost: f64,
 }
 
+/// Steps of bytes that a budget is looked at in: with hundreds of items the result is within some parts in a thousand
+/// of the best.
+const STEPS: u64 = 4096;
+
+/// A way to have some items.
+#[derive(Clone, Copy)]
+struct State {
+    n_bytes: u64,
+    cost: f64,
+    /// The way to have the items before the last one.
+    before: usize,
+    /// The choice of the last one.
+    choice: usize,
+}
+
 /// One choice for each item, by its place among the item's choices, such that their bytes fit the budget and their
 /// costs are small; `None` where not even the smallest fit, or an item has no choice.
 pub(crate) fn choose(items: &[Vec<Choice>], budget_bytes: u64) -> Option<Vec<usize>> {
-    let smallest = |choices: &Vec<Choice>| {
-        (0..choices.len()).min_by(|a, b| {
-            let (a, b) = (choices[*a], choices[*b]);
-            a.n_bytes.cmp(&b.n_bytes).then(a.cost.total_cmp(&b.cost))
-        })
-    };
-    let mut chosen: Vec<usize> = items.iter().map(smallest).collect::<Option<_>>()?;
-    let used =
-        |chosen: &[usize]| chosen.iter().zip(items).try_fold(0u64, |sum, (it, of)| sum.checked_add(of[*it].n_bytes));
-    let mut left = budget_bytes.checked_sub(used(&chosen)?)?;
-    for step in steps(items, &chosen) {
-        let (from, to) = (items[step.item][chosen[step.item]], items[step.item][step.to]);
-        // A step that was passed over for its bytes makes those after it of the same item larger.
-        let more = to.n_bytes.saturating_sub(from.n_bytes);
-        if more <= left && to.cost < from.cost {
-            chosen[step.item] = step.to;
-            left -= more;
-        }
+    let smallest: Vec<u64> = items.iter().map(|it| it.iter().map(|it| it.n_bytes).min()).collect::<Option<_>>()?;
+    let least = smallest.iter().try_fold(0u64, |sum, it| sum.checked_add(*it))?;
+    // Beyond the largest of everything more bytes change nothing.
+    let largest = items.iter().filter_map(|it| it.iter().map(|it| it.n_bytes).max()).fold(0u64, u64::saturating_add);
+    let budget = budget_bytes.min(largest);
+    let step = (budget.checked_sub(least)? / STEPS).max(1);
+    let mut layers = vec![vec![State { n_bytes: 0, cost: 0.0, before: 0, choice: 0 }]];
+    let mut rest = least;
+    for (choices, smallest) in items.iter().zip(smallest) {
+        rest -= smallest;
+        let last = layers.last().map_or(&[][..], Vec::as_slice);
+        let next = last.iter().enumerate().flat_map(|(before, state)| {
+            let with = move |(choice, it): (usize, &Choice)| State {
+                n_bytes: state.n_bytes + it.n_bytes,
+                cost: state.cost + it.cost,
+                before,
+                choice,
+            };
+            choices.iter().enumerate().map(with)
+        });
+        let fitting = next.filter(|it| it.n_bytes + rest <= budget).collect();
+        layers.push(undercut_by_none(fitting, step));
     }
-    spend(items, &mut chosen, left);
+    // The last way of a layer costs least.
+    let mut place = layers.last()?.len().checked_sub(1)?;
+    let mut chosen = vec![0; items.len()];
+    for (layer, chosen) in layers[1..].iter().zip(&mut chosen).rev() {
+        (place, *chosen) = (layer[place].before, layer[place].choice);
+    }
     Some(chosen)
 }
 
-/// A step of one item along its hull.
-struct Step {
-    item: usize,
-    to: usize,
-    gain_per_byte: f64,
-}
-
-/// All steps, those that gain most per byte first; the steps of one item come in order, because a hull is convex.
-fn steps(items: &[Vec<Choice>], first: &[usize]) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (item, choices) in items.iter().enumerate() {
-        let mut at = first[item];
-        loop {
-            let from = choices[at];
-            let slope = |it: &Choice| (from.cost - it.cost) / (it.n_bytes - from.n_bytes) as f64;
-            let better = |it: &&(usize, &Choice)| it.1.n_bytes > from.n_bytes && it.1.cost < from.cost;
-            let next =
-                choices.iter().enumerate().filter(|it| better(&it)).max_by(|a, b| slope(a.1).total_cmp(&slope(b.1)));
-            let Some((to, choice)) = next else { break };
-            steps.push(Step { item, to, gain_per_byte: slope(choice) });
-            at = to;
-        }
-    }
-    steps.sort_by(|a, b| b.gain_per_byte.total_cmp(&a.gain_per_byte));
-    steps
-}
-
-/// Rounds of exchanges at most: each takes the best there is.
-const EXCHANGES_MAX: usize = 200;
-
-/// Changes one item, or one for more bytes and another for less, for as long as the cost becomes less.
-fn spend(items: &[Vec<Choice>], chosen: &mut [usize], mut left: u64) {
-    for _ in 0..EXCHANGES_MAX {
-        let changes: Vec<(usize, usize, i64, f64)> = items
-            .iter()
-            .enumerate()
-            .flat_map(|(item, choices)| {
-                let from = choices[chosen[item]];
-                let change = move |(to, it): (usize, &Choice)| {
-                    (item, to, it.n_bytes as i64 - from.n_bytes as i64, it.cost - from.cost)
-                };
-                choices.iter().enumerate().map(change).filter(|it| it.2 != 0 || it.3 < 0.0)
-            })
-            .collect();
-        let room = left.min(i64::MAX as u64) as i64;
-        let mut best: Option<(f64, usize, Option<usize>)> = None;
-        let mut offer = |gain: f64, first: usize, second: Option<usize>| {
-            if gain < best.map_or(-1e-12, |it| it.0) {
-                best = Some((gain, first, second));
-            }
+/// The ways that no other undercuts in bytes and cost, by bytes; within a step of bytes only the cheapest.
+fn undercut_by_none(mut states: Vec<State>, step: u64) -> Vec<State> {
+    states.sort_by(|a, b| a.n_bytes.cmp(&b.n_bytes).then(a.cost.total_cmp(&b.cost)));
+    let mut kept: Vec<State> = Vec::new();
+    for state in states {
+        let Some(last) = kept.last().copied() else {
+            kept.push(state);
+            continue;
         };
-        for (first, up) in changes.iter().enumerate().filter(|it| it.1.3 < 0.0) {
-            if up.2 <= room {
-                offer(up.3, first, None);
-            }
-            for (second, down) in changes.iter().enumerate().filter(|it| it.1.0 != up.0 && it.1.2 < 0) {
-                if up.2 + down.2 <= room {
-                    offer(up.3 + down.3, first, Some(second));
-                }
-            }
+        if state.cost >= last.cost {
+            continue;
         }
-        let Some((_, first, second)) = best else { return };
-        let taken: Vec<_> = std::iter::once(first).chain(second).map(|it| changes[it]).collect();
-        taken.iter().for_each(|(item, to, ..)| chosen[*item] = *to);
-        // Together: the first of a pair may take more than is left before the second gives it back.
-        left = left.saturating_add_signed(-taken.iter().map(|it| it.2).sum::<i64>());
+        // The first stays, so that the smallest way is never lost.
+        if kept.len() > 1 && state.n_bytes / step == last.n_bytes / step {
+            kept.pop();
+        }
+        kept.push(state);
     }
+    kept
 }
 
 #[cfg(test)]
@@ -166,7 +141,7 @@ mod tests {
             let chosen = choose(&items, budget).unwrap();
             assert!(bytes(&items, &chosen) <= budget);
             let (found, least) = (cost(&items, &chosen), exhaustive(&items, budget));
-            assert!(found <= 1.2 * least, "{found} {least}");
+            assert!(found <= 1.01 * least, "{found} {least}");
         }
     }
 

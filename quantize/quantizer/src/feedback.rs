@@ -1,9 +1,9 @@
-//! Codes by error feedback: what rounding one weight does to a row's outputs is made up for by the weights to its right,
-//! and then by all of them in turns. Knows no file.
+//! Codes by error feedback: what rounding one weight does to a row's outputs is made up for by the weights to its
+//! right, and then by all of them in turns. Knows no file.
 //!
 //! The error of a row is `(w - q)ᵀ H (w - q)`, with `H` the mean products of the inputs. First GPTQ (Frantar et al.,
 //! 2210.17323): column after column is rounded, and the error is spread over the columns not yet rounded by the rows of
-//! `U`, the upper Cholesky factor of `(H + λ I)⁻¹`; the scales of a block are derived from its weights as they then are.
+//! `U`, the upper Cholesky factor of `(H + λ I)⁻¹`; the scales of a block come from its weights as they then are.
 //! Then coordinate descent in the same error: over codes, over scales and minima (each with its group coded anew), and
 //! over the units, each step taken only if the error becomes less.
 

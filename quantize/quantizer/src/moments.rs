@@ -21,7 +21,7 @@ impl Moments {
     /// Moments of `columns` inputs from their mean products, `[columns, columns]`.
     ///
     /// # Errors
-    /// When there are more or fewer products, they are not the same on both sides of the diagonal, or one is not finite.
+    /// When there are more or fewer products, they differ on both sides of the diagonal, or one is not finite.
     pub fn new(tensor: &str, columns: usize, products: Arc<Vec<f32>>) -> Result<Self, QuantizeError> {
         let fault = |expected: String, found: String| QuantizeError::Moments { tensor: tensor.into(), expected, found };
         if columns.checked_mul(columns) != Some(products.len()) {

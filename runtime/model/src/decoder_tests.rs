@@ -13,7 +13,7 @@ use crate::{
     AdapterId, Choices, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
     log_softmax, score_continuations,
 };
-use crate::{Completion, Decode, Request, Sampling, Tokenizer};
+use crate::{ColumnSums, Completion, Decode, Observing, Request, Sampling, Tokenizer};
 
 /// Turns the heads of one position.
 fn turn(x: &mut [f64], position: usize, dimensions: &Dimensions) {

@@ -1,14 +1,19 @@
 //! Importance on disk, as llama.cpp's `llama-imatrix` keeps it; knows no checkpoint.
 //!
-//! Two forms are read. A GGUF file of `general.type` `imatrix` has for each tensor `NAME` the sums of squares
-//! `NAME.in_sum2` (F32, `[columns]` or `[columns, experts]`, row length first) and `NAME.counts` (F32, one for each
-//! expert); further tensors of it are passed over. Ours may have `NAME.in_products`, the mean products of columns (F32,
-//! `[columns, columns]`), `NAME.in_products_held_out`, the same over other tokens, and for tensors that read the same as
-//! another `fsq.imatrix.same`, an array of `NAME=OTHER`; llama.cpp passes over those.
-//! What was measured of how much tensors matter is in `fsq.imatrix.weights` and `fsq.imatrix.weight_values`. The older form is bare numbers, little end first: how many tensors,
-//! and for each the length of its name, the name, how many calls it was summed over, how many numbers, and the numbers,
-//! which are means times calls; after the last there may be the number of the last call, and the length and name of the
-//! data set. The GGUF form is written. Source: `tools/imatrix/imatrix.cpp` and `tools/quantize/quantize.cpp`.
+//! Two forms are read, and the first of them is written.
+//!
+//! A GGUF file of `general.type` `imatrix` has for each tensor `NAME` the sums of squares `NAME.in_sum2` (F32,
+//! `[columns]` or `[columns, experts]`, row length first) and `NAME.counts` (F32, one for each expert); further tensors
+//! of it are passed over. Ours may have `NAME.in_products`, the mean products of columns (F32, `[columns, columns]`),
+//! and `NAME.in_products_held_out`, the same over other tokens; `fsq.imatrix.same`, an array of `NAME=OTHER`, names
+//! tensors that read the same as another; `fsq.imatrix.weights` names those whose weight was measured, and
+//! `fsq.imatrix.weight_values` has the weights. llama.cpp passes over all of those.
+//!
+//! The older form is bare numbers, little end first: how many tensors, and for each the length of its name, the name,
+//! how many calls it was summed over, how many numbers, and the numbers, which are means times calls; after the last
+//! there may be the number of the last call, and the length and name of the data set.
+//!
+//! Source: `tools/imatrix/imatrix.cpp` and `tools/quantize/quantize.cpp` of llama.cpp.
 
 use std::fmt::Display;
 use std::fs::File;
