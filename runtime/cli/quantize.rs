@@ -155,10 +155,9 @@ fn write_reports(document: &Document, inputs: &Inputs, out: &Path) -> anyhow::Re
 
 /// Refuses what contradicts itself, or cannot be judged, before anything is read.
 fn check_arguments(arguments: &QuantizeArguments) -> anyhow::Result<()> {
+    let deploy = Deploy::from(arguments.deploy).name();
     if arguments.deploy != DeployMode::Merged && arguments.adapter.is_empty() {
-        return Err(
-            Refusal::new(format!("--deploy {:?}: expected --adapter beside it, found none", arguments.deploy)).into()
-        );
+        return Err(Refusal::new(format!("--deploy {deploy}: expected --adapter beside it, found none")).into());
     }
     if arguments.deploy == DeployMode::Qat && arguments.importance.is_some() {
         let why = "training rounded without it, and other codes than those were not trained for";
