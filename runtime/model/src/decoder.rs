@@ -12,7 +12,7 @@ use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, KvFormat, PA
 use crate::batch::{Batch, Rows};
 use crate::buffers::{Around, Buffers};
 use crate::experts::route;
-use crate::observe::{ColumnSums, Observer};
+use crate::observe::{ColumnSums, Observer, Observing};
 use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
@@ -133,8 +133,27 @@ impl<B: Backend> Decoder<B> {
     /// From now on sums, by column, the squares of what each matrix reads; see [`Decoder::observed`].
     ///
     /// Behind the last attention only rows with logits are read, so there only those are seen.
-    pub fn observe(&mut self) {
-        self.observer = Some(Observer::default());
+    pub fn observe(&mut self, observing: Observing) {
+        self.observer = Some(Observer::new(observing));
+    }
+
+    /// Runs one step while observing, in which the inputs of each token count as often as its weight says (`[tokens]`).
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    ///
+    /// # Panics
+    /// When there are more or fewer weights than tokens, or nothing observes.
+    pub fn forward_weighted(&mut self, step: Step<'_>, weights: &[f32]) -> Result<Logits, ModelError> {
+        assert_eq!(weights.len(), step.tokens.len(), "a weight for each token");
+        let observer = self.observer.as_mut();
+        observer.expect("weights are for what is observed").weigh_rows(weights);
+        // Every row must come through the last layer, or the weights would be those of others.
+        let logits = self.forward(&[Step { logits: crate::LogitsFor::All, ..step }]);
+        if let Some(observer) = &mut self.observer {
+            observer.weigh_rows(&[]);
+        }
+        logits
     }
 
     /// Ends [`Decoder::observe`]: the sums by the tensors' names in the file. Empty where nothing was observed.
@@ -357,7 +376,7 @@ impl<B: Backend> Decoder<B> {
             backend.matmuls([of_gate, of_up], x, n_served, [&mut *gate, &mut *up]);
             open_gate(backend, activation, gate, up, n_served * experts.intermediate);
             if let Some(observer) = &mut self.observer {
-                observer.see_expert(&self.dimensions, layer, backend, (x, gate, n_served))?;
+                observer.see_expert(&self.dimensions, (layer, expert), backend, (x, gate, &served.rows))?;
             }
             backend.matmul(of_down, gate, n_served, contribution);
             backend.add_rows(contribution, &served.rows, &served.weights, hidden, delta);
