@@ -1,10 +1,10 @@
-"""Alternates `fsq bench` with llama.cpp on the same files and writes what was seen.
+"""Alternates `fsq bench` with llama.cpp, and with candle and mistral.rs where asked, on the same files.
 
     python compare.py --fsq target/release/fsq --out benches/runs/2026-01-31-cpu FILE.gguf ...
 
 Every round measures each engine once, in an order that turns from round to round, so that what else the machine does
-hits all alike. A ratio is the median over the rounds of fsq's speed by that of the option set of llama.cpp which is
-best by its own median. Writes OUT.json (everything, with command lines) and OUT.md (the table).
+hits all alike. A ratio is the median over the rounds of fsq's speed by that of the peer (llama.cpp with each of its
+option sets is several) which is best by its own median. Writes OUT.json (everything, with command lines) and OUT.md (the table).
 
 With `--cpu-time`, for a machine that others work on meanwhile, speeds are tokens by seconds of processor time instead
 of the clock's. It is meant for one thread: threads that wait for each other burn time. What fsq uses for a phase is the
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 
-WORKER = pathlib.Path(__file__).with_name("llama_worker.py")
+HERE = pathlib.Path(__file__).parent
 OPTION_SETS = {
     "repack": [],
     "repack, flash attention": ["--flash"],
@@ -38,9 +38,10 @@ def shown(command):
 
 
 class Peer:
-    def __init__(self, file, options, arguments):
-        sizes = ["--prompt", str(arguments.prompt), "--generate", str(arguments.generate)]
-        self.command = [sys.executable, str(WORKER), str(file), "--threads", str(arguments.threads), *sizes, *options]
+    """A process that measures itself when told to, and waits while others are measured."""
+
+    def __init__(self, command, arguments):
+        self.command = command
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = json.loads(self.process.stdout.readline())
         self.n_prompt, self.n_generate = arguments.prompt, arguments.generate
@@ -96,10 +97,24 @@ def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def peers(file, arguments):
+    """Command lines by name."""
+    sizes = {"--threads": arguments.threads, "--prompt": arguments.prompt, "--generate": arguments.generate}
+    sizes = {name: str(it) for name, it in sizes.items()}
+    flags = [it for pair in sizes.items() for it in pair]
+    start = [sys.executable, str(HERE / "llama_worker.py"), str(file), *flags]
+    sets = [] if arguments.without_llama else arguments.option or OPTION_SETS
+    commands = {f"llama.cpp: {name}": [*start, *OPTION_SETS[name]] for name in sets}
+    if arguments.candle:
+        commands["candle"] = [arguments.candle, str(file), *sizes.values()]
+    if arguments.mistralrs:
+        commands["mistral.rs"] = [arguments.mistralrs, str(HERE / "mistralrs_worker.py"), str(file), *flags]
+    return commands
+
+
 def compare(file, arguments):
-    sets = {name: OPTION_SETS[name] for name in arguments.option or OPTION_SETS}
     engines = {"fsq": Ours(file, arguments)}
-    engines |= {f"llama.cpp: {name}": Peer(file, options, arguments) for name, options in sets.items()}
+    engines |= {name: Peer(command, arguments) for name, command in peers(file, arguments).items()}
     rounds = []
     for index in range(arguments.rounds):
         names = list(engines)
@@ -118,8 +133,8 @@ def compare(file, arguments):
         "ratios": {},
     }
     for phase in PHASES:
-        peers = [it for it in engines if it != "fsq"]
-        best = max(peers, key=lambda it: result["engines"][it][phase]["median"])
+        others = [it for it in engines if it != "fsq"]
+        best = max(others, key=lambda it: result["engines"][it][phase]["median"])
         ratios = spread([it["fsq"][phase] / it[best][phase] for it in rounds])
         result["ratios"][phase] = {"best": best, **ratios}
     for engine in engines.values():
@@ -132,14 +147,14 @@ def table(results, arguments):
     ours = results[0]["rounds"][0]["fsq"]["raw"]
     loads = [it["load"] for result in results for it in result["rounds"]]
     lines = [
-        f"# fsq and llama.cpp on the CPU, {arguments.date}",
+        f"# fsq and other engines on the CPU, {arguments.date}",
         "",
         f"{ours['threads']} threads of {platform.machine()} ({processor()}), fsq on `{ours['path']}`.",
         f"Prompt of {arguments.prompt} tokens in one batch, {arguments.generate} tokens behind it.",
         f"Tokens by second of {'processor time' if arguments.cpu_time else 'the clock'}, median [least, most] of {arguments.rounds} rounds in which the engines take turns.",
         f"Load average between {min(loads):.1f} and {max(loads):.1f}: other work ran beside all of them.",
         "Random weights of true shape; what the vocabulary was cut to stands in the file's name.",
-        "A ratio is the median over the rounds of fsq by the best option set of llama.cpp.",
+        "A ratio is the median over the rounds of fsq by the best of the others.",
         "Raw output and command lines are in the JSON file beside this one; `bash benches/cpu/run` makes both again.",
         "",
         "| file | engine | prefill | decode |",
@@ -167,7 +182,7 @@ def processor():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="fsq and llama.cpp in turns.")
+    parser = argparse.ArgumentParser(description="fsq and other engines in turns.")
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--fsq", required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -178,6 +193,9 @@ def main():
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, not the clock's")
     parser.add_argument("--option", action="append", choices=OPTION_SETS, help="of llama.cpp; all unless some are named")
+    parser.add_argument("--without-llama", action="store_true", help="only the engines named below")
+    parser.add_argument("--candle", metavar="PROGRAM", help="built from the folder candle beside this script")
+    parser.add_argument("--mistralrs", metavar="PYTHON", help="a Python with the package mistralrs")
     arguments = parser.parse_args()
     arguments.date = datetime.date.today().isoformat()
     results = [compare(it, arguments) for it in arguments.files]

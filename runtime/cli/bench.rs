@@ -41,6 +41,11 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     batch: Vec<u16>,
+    /// Tokens that stand before what is generated, read in untimed behind the prompt; several numbers make several rows
+    /// [default: the prompt's]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    context: Vec<u32>,
     /// Times that each is measured; the first, which warms up, is not counted
     #[arg(short = 'r', long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
     repetitions: u8,
@@ -49,9 +54,26 @@ pub(crate) struct BenchArguments {
     kv: policy::Kv,
 }
 
-/// One file with one batch size. The shape is stable.
+/// One file with one batch size and one context. The shape is stable.
 #[derive(Serialize)]
 struct Row {
+    #[serde(flatten)]
+    measured: Measured,
+    roofline: Roofline,
+}
+
+impl Row {
+    fn new(measured: Measured, read_bytes_per_s: f64) -> Self {
+        let steps_per_s = measured.decode_tokens_per_s.median / measured.batch as f64;
+        let share = measured.step_bytes as f64 * steps_per_s / read_bytes_per_s;
+        let roofline = Roofline { read_bytes_per_s, step_bytes: measured.step_bytes, share };
+        Self { measured, roofline }
+    }
+}
+
+/// What a row tells without the machine's limits.
+#[derive(Serialize)]
+struct Measured {
     file: String,
     /// The format that most of the file's bytes are in.
     format: &'static str,
@@ -63,7 +85,7 @@ struct Row {
     n_prompt: usize,
     n_gen: usize,
     batch: usize,
-    /// Tokens that a sequence has room for.
+    /// Tokens that stand before the first generated one.
     context: usize,
     /// How keys and values are stored.
     kv: &'static str,
@@ -74,10 +96,11 @@ struct Row {
     load_s: f64,
     /// Largest resident memory while the row was measured; `null` where the system does not tell.
     rss_bytes_max: Option<u64>,
-    roofline: Roofline,
     file_bytes: u64,
     /// Work of other processes meanwhile, in cores; `null` where the system does not tell.
     other_cores: Option<f64>,
+    #[serde(skip)]
+    step_bytes: u64,
 }
 
 /// Of several measurements.
@@ -90,7 +113,7 @@ struct Spread {
 
 #[derive(Serialize)]
 struct Roofline {
-    /// What the machine reads from memory at best, measured before the file was loaded.
+    /// What the machine reads from memory at best, measured behind everything else.
     read_bytes_per_s: f64,
     /// What a decode step reads of weights, keys and values.
     step_bytes: u64,
@@ -101,15 +124,23 @@ struct Roofline {
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::Result<Outcome> {
     let progress = Progress::new();
-    progress.stage("memory's bandwidth", 1);
-    let read_bytes_per_s = Cpu::new(globals.threads()).read_bytes_per_s()?;
-    let mut rows = Vec::new();
+    let mut measured = Vec::new();
     for file in &arguments.files {
         for batch in &arguments.batch {
-            let bench = Bench { globals, arguments, progress: &progress, read_bytes_per_s, batch: usize::from(*batch) };
-            rows.push(bench.run(file).with_context(|| file.display().to_string())?);
+            let bench = Bench {
+                globals,
+                arguments,
+                contexts: contexts(arguments),
+                progress: &progress,
+                batch: usize::from(*batch),
+            };
+            measured.append(&mut bench.run(file).with_context(|| file.display().to_string())?);
         }
     }
+    // Last, since an allocator may keep what the probe has touched, and it would count as the policy's.
+    progress.stage("memory's bandwidth", 1);
+    let read_bytes_per_s = Cpu::new(globals.threads()).read_bytes_per_s()?;
+    let rows: Vec<Row> = measured.into_iter().map(|it| Row::new(it, read_bytes_per_s)).collect();
     progress.finish();
     if globals.json {
         output::print_json(&rows)?;
@@ -119,93 +150,125 @@ pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::
     Ok(Outcome::Done)
 }
 
-/// One row to be.
+/// Where generation is measured, the shortest context first; none is shorter than the prompt.
+fn contexts(arguments: &BenchArguments) -> Vec<usize> {
+    let mut contexts: Vec<usize> = arguments.context.iter().map(|it| (*it).max(arguments.prompt) as usize).collect();
+    contexts.sort_unstable();
+    contexts.dedup();
+    if contexts.is_empty() { vec![arguments.prompt as usize] } else { contexts }
+}
+
+/// A file with one batch size: as many rows as there are contexts.
 struct Bench<'a> {
     globals: &'a Globals,
     arguments: &'a BenchArguments,
+    contexts: Vec<usize>,
     progress: &'a Progress,
-    read_bytes_per_s: f64,
     batch: usize,
 }
 
 impl Bench<'_> {
-    fn run(&self, file: &std::path::Path) -> anyhow::Result<Row> {
-        let (n_prompt, n_gen) = (self.arguments.prompt as usize, self.arguments.generate as usize);
+    fn run(&self, file: &std::path::Path) -> anyhow::Result<Vec<Measured>> {
+        let n_gen = self.arguments.generate as usize;
         let watch = Watch::begin();
         let begun = Instant::now();
         let gguf = policy::open(file)?;
+        let room = self.contexts.last().copied().unwrap_or(0) + n_gen;
         let options = DecoderOptions {
             threads: self.globals.threads(),
-            context_tokens: n_prompt + n_gen,
+            context_tokens: room,
             kv: self.arguments.kv.into(),
             max_sequences: self.batch + 1,
         };
         let mut decoder = Decoder::load(&gguf, options)?;
         let load_s = begun.elapsed().as_secs_f64();
-        let context = decoder.options().context_tokens;
-        if context < n_prompt + n_gen {
-            let message = format!("-p and -n: expected at most {context} tokens together, the file's context");
-            return Err(Refusal::new(format!("{message}, found {}", n_prompt + n_gen)).into());
+        let limit = decoder.options().context_tokens;
+        if limit < room {
+            let message = format!("--context (or -p) and -n: expected at most {limit} tokens together");
+            return Err(Refusal::new(format!("{message}, the file's context, found {room}")).into());
         }
-        let step_bytes = step_bytes(&gguf, &decoder, n_prompt + n_gen / 2, self.batch);
         let (format, file_bytes) = (main_format(&gguf), gguf.n_bytes() as u64);
+        let step_bytes = self.contexts.iter().map(|it| step_bytes(&gguf, &decoder, it + n_gen / 2, self.batch));
+        let step_bytes: Vec<u64> = step_bytes.collect();
         drop(gguf);
-        let mut prefill = Vec::new();
-        let mut decode = Vec::new();
+        let timings = self.repeat(&mut decoder, file)?;
+        let (other_cores, rss_bytes_max) = watch.end();
+        let rows =
+            self.contexts.iter().zip(step_bytes).zip(timings.decode).map(|((context, step_bytes), decode)| Measured {
+                file: file.display().to_string(),
+                format,
+                device: "cpu",
+                backend: Cpu::NAME,
+                path: decoder.backend().path(),
+                threads: decoder.backend().threads(),
+                n_prompt: self.arguments.prompt as usize,
+                n_gen,
+                batch: self.batch,
+                context: *context,
+                kv: decoder.options().kv.name(),
+                kv_bytes: decoder.kv_bytes(),
+                prefill_tokens_per_s: spread(timings.prefill.clone()),
+                decode_tokens_per_s: spread(decode),
+                load_s,
+                rss_bytes_max,
+                file_bytes,
+                other_cores,
+                step_bytes,
+            });
+        Ok(rows.collect())
+    }
+
+    /// Measures as often as is asked for, behind one run that is not counted and sees the shortest context only.
+    fn repeat(&self, decoder: &mut Decoder<Cpu>, file: &std::path::Path) -> anyhow::Result<Timings> {
         let repetitions = usize::from(self.arguments.repetitions);
         self.progress.stage(format!("{} × {}", file.display(), self.batch), repetitions as u64);
-        for repetition in 0..=repetitions {
-            let (read, written) = self.measure(&mut decoder)?;
-            if repetition > 0 {
-                prefill.push(n_prompt as f64 / read);
-                decode.push((self.batch * n_gen) as f64 / written);
+        self.measure(decoder, &self.contexts[..1])?;
+        let mut timings = Timings { prefill: Vec::new(), decode: vec![Vec::new(); self.contexts.len()] };
+        for repetition in 1..=repetitions {
+            let (read, written) = self.measure(decoder, &self.contexts)?;
+            timings.prefill.push(f64::from(self.arguments.prompt) / read);
+            for (all, seconds) in timings.decode.iter_mut().zip(written) {
+                all.push(self.batch as f64 * f64::from(self.arguments.generate) / seconds);
             }
             self.progress.set(repetition as u64);
         }
-        let (other_cores, rss_bytes_max) = watch.end();
-        let decode = spread(decode);
-        let steps_per_s = decode.median / self.batch as f64;
-        Ok(Row {
-            file: file.display().to_string(),
-            format,
-            device: "cpu",
-            backend: Cpu::NAME,
-            path: decoder.backend().path(),
-            threads: decoder.backend().threads(),
-            n_prompt,
-            n_gen,
-            batch: self.batch,
-            context,
-            kv: decoder.options().kv.name(),
-            kv_bytes: decoder.kv_bytes(),
-            prefill_tokens_per_s: spread(prefill),
-            decode_tokens_per_s: decode,
-            load_s,
-            rss_bytes_max,
-            roofline: Roofline {
-                read_bytes_per_s: self.read_bytes_per_s,
-                step_bytes,
-                share: step_bytes as f64 * steps_per_s / self.read_bytes_per_s,
-            },
-            file_bytes,
-            other_cores,
-        })
+        Ok(timings)
     }
 
-    /// Seconds to read a prompt, and to write with all sequences of a batch behind it.
-    fn measure(&self, decoder: &mut Decoder<Cpu>) -> anyhow::Result<(f64, f64)> {
+    /// Seconds to read a prompt, and to write with all sequences of a batch behind each context.
+    fn measure(&self, decoder: &mut Decoder<Cpu>, contexts: &[usize]) -> anyhow::Result<(f64, Vec<f64>)> {
         let vocab = decoder.config().vocab as u64;
         // Any tokens cost the same; these are spread over the vocabulary.
         let token = |index: usize| TokenId::try_from(index as u64 * 2_654_435_761 % vocab).unwrap_or(0);
-        let prompt: Vec<TokenId> = (0..self.arguments.prompt as usize).map(token).collect();
         let first = decoder.open_sequence();
+        let read_on = |decoder: &mut Decoder<Cpu>, from: usize, to: usize| {
+            let prompt: Vec<TokenId> = (from..to).map(token).collect();
+            prompt.chunks(BATCH_TOKENS).try_for_each(|tokens| {
+                decoder.forward(&[Step { sequence: first, tokens, logits: LogitsFor::Last, adapter: None }]).map(drop)
+            })
+        };
+        let mut context = self.arguments.prompt as usize;
         let begun = Instant::now();
-        for tokens in prompt.chunks(BATCH_TOKENS) {
-            decoder.forward(&[Step { sequence: first, tokens, logits: LogitsFor::Last, adapter: None }])?;
-        }
+        read_on(decoder, 0, context)?;
         let read = begun.elapsed().as_secs_f64();
-        let forked = (1..self.batch).map(|_| decoder.fork(first)).collect::<Result<Vec<SequenceId>, _>>()?;
-        let sequences = [vec![first], forked].concat();
+        let mut written = Vec::with_capacity(contexts.len());
+        for longer in contexts {
+            read_on(decoder, context, *longer)?;
+            context = *longer;
+            written.push(self.generate(decoder, first, token)?);
+        }
+        decoder.close(first);
+        Ok((read, written))
+    }
+
+    /// Seconds to write with a batch of sequences that begin as `first` does; it stays as it is.
+    fn generate(
+        &self,
+        decoder: &mut Decoder<Cpu>,
+        first: SequenceId,
+        token: impl Fn(usize) -> TokenId,
+    ) -> anyhow::Result<f64> {
+        let sequences = (0..self.batch).map(|_| decoder.fork(first)).collect::<Result<Vec<_>, _>>()?;
         let begun = Instant::now();
         for index in 0..self.arguments.generate as usize {
             let tokens: Vec<[TokenId; 1]> = (0..self.batch).map(|it| [token(index * self.batch + it)]).collect();
@@ -216,8 +279,16 @@ impl Bench<'_> {
         }
         let written = begun.elapsed().as_secs_f64();
         sequences.into_iter().for_each(|it| decoder.close(it));
-        Ok((read, written))
+        Ok(written)
     }
+}
+
+/// What was measured: of the prompt once a repetition, of writing once for each context.
+struct Timings {
+    /// Tokens a second, `[repetition]`
+    prefill: Vec<f64>,
+    /// Tokens a second, `[context][repetition]`
+    decode: Vec<Vec<f64>>,
 }
 
 /// What one decode step has to read: all matrices once, of an embedding that is not the output too only some rows,
@@ -253,6 +324,7 @@ fn text(rows: &[Row]) -> String {
         "file",
         "format",
         "batch",
+        "context",
         "prefill tokens/s",
         "decode tokens/s",
         "GB/s",
@@ -263,31 +335,32 @@ fn text(rows: &[Row]) -> String {
     ];
     let mut cells = vec![heading.map(str::to_owned).to_vec()];
     let around = |it: Spread| format!("{:.1} [{:.1}, {:.1}]", it.median, it.min, it.max);
-    for row in rows {
-        let bytes_per_s = row.roofline.share * row.roofline.read_bytes_per_s;
+    for Row { measured: row, roofline } in rows {
+        let bytes_per_s = roofline.share * roofline.read_bytes_per_s;
         cells.push(vec![
             row.file.clone(),
             row.format.into(),
             row.batch.to_string(),
+            row.context.to_string(),
             around(row.prefill_tokens_per_s),
             around(row.decode_tokens_per_s),
             format!("{:.1}", bytes_per_s / 1e9),
-            format!("{:.0} %", 100.0 * row.roofline.share),
+            format!("{:.0} %", 100.0 * roofline.share),
             format!("{:.2} s", row.load_s),
             row.rss_bytes_max.map_or_else(|| "not available".into(), bytes_text),
             format!("{} {}", row.kv, bytes_text(row.kv_bytes)),
         ]);
     }
     let mut text = columns(&cells);
-    if let Some(row) = rows.first() {
-        let roofline = row.roofline.read_bytes_per_s / 1e9;
+    if let Some(Row { measured: row, roofline }) = rows.first() {
+        let roofline = roofline.read_bytes_per_s / 1e9;
         text += &format!(
             "\n{} threads on {}; memory reads at {roofline:.1} GB/s at best; median [least, most] of {} tokens read \
              and {} written\n",
             row.threads, row.path, row.n_prompt, row.n_gen
         );
     }
-    let others = rows.iter().filter_map(|it| it.other_cores).fold(0.0, f64::max);
+    let others = rows.iter().filter_map(|it| it.measured.other_cores).fold(0.0, f64::max);
     if others > DISTURBED_CORES {
         text += &format!("disturbed: other processes used up to {others:.1} cores meanwhile\n");
     }

@@ -59,6 +59,10 @@ pub(crate) struct CompareArguments {
     #[cfg(feature = "train")]
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The reference writes plain actions, without foresight
+    #[cfg(feature = "train")]
+    #[arg(long, requires = "environment")]
+    plain: bool,
     /// Write the reference's logits to this file instead of comparing, where two policies do not fit into memory
     #[arg(long, value_name = "FILE", conflicts_with = "reference_logits")]
     save_logits: Option<PathBuf>,
@@ -196,7 +200,8 @@ impl Reading {
     fn play(globals: &Globals, arguments: &CompareArguments, progress: &Progress) -> anyhow::Result<Self> {
         let Some(world) = arguments.environment else { return Err(nothing_to_read()) };
         let (episodes, seed) = (arguments.episodes as usize, arguments.seed);
-        let passages = played::passages(&arguments.first, world, (episodes, seed), globals.threads(), progress)?;
+        let asked = played::Asked { world, episodes, seed, plain: arguments.plain };
+        let passages = played::passages(&arguments.first, asked, globals.threads(), progress)?;
         let longest = passages.iter().map(|it| it.tokens.len()).max().unwrap_or(0);
         let source = Source::Environment { name: world.name().into(), episodes, seed };
         Ok(Self { context: longest + ANSWER_TOKENS, text: None, played: Some((source, passages)) })

@@ -1,5 +1,6 @@
 //! `fsq eval`: a file's episodes in an environment, and the numbers that they give.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,15 +10,16 @@ use fsq_calibrate::gates::EpisodeRecord;
 use fsq_calibrate::intervals::{Interval, wilson};
 use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
 use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
+use fsq_checkpoint::Adapter;
 use fsq_environments::{Countdown, DocHop, Environment, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
-use fsq_model::{DecoderOptions, LoadedPolicy};
-use fsq_quantizer::Importance;
+use fsq_model::{AdapterId, ColumnSums, DecoderOptions, LoadedPolicy, Observing};
+use fsq_quantizer::{Importance, InputSquares};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Outcome;
-use crate::policy::Kv;
+use crate::policy::{ADAPTER, Kv};
 use crate::progress::Progress;
 use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, StepFormat};
 use crate::{Globals, output};
@@ -116,6 +118,15 @@ pub(crate) struct Played {
     pub(crate) tokens_per_s: f64,
 }
 
+/// What the command prints.
+#[derive(Serialize)]
+struct Evaluated {
+    #[serde(flatten)]
+    row: Row,
+    /// Success of those episodes in which the policy was shown all that it needs; nothing where there are none.
+    success_when_found: Option<Measured>,
+}
+
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::Result<Outcome> {
     let split = match arguments.split {
@@ -143,10 +154,13 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
     let maps = maps_of(&Gguf::open(&arguments.file)?)?;
     let map = maps.as_ref().map(|it| it.of(Some(&played.environment)));
     let row = row(&name, &played, map, std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
+    let found: Vec<&Episode> = episodes.iter().filter(|it| it.found_all).collect();
+    let right = found.iter().filter(|it| it.success).count();
+    let evaluated = Evaluated { row, success_when_found: share(right as u64, found.len() as u64) };
     if globals.json {
-        output::print_json(&row)?
+        output::print_json(&evaluated)?
     } else {
-        output::print(&text(&row))?
+        output::print(&text(&evaluated))?
     }
     Ok(Outcome::Done)
 }
@@ -178,7 +192,20 @@ pub(crate) fn play_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    play_policy(&mut load(file, threads, plan.kv)?, plan, progress)
+    play_adapted(file, None, plan, threads, progress)
+}
+
+/// Plays a file's policy under an adapter, if there is one.
+pub(crate) fn play_adapted(
+    file: &Path,
+    adapter: Option<&Adapter>,
+    plan: &Plan,
+    threads: usize,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
+    let mut policy = load(file, threads, plan.kv)?;
+    policy.decoder.set_adapter(ADAPTER, adapter)?;
+    play_policy(&mut policy, adapter.map(|_| ADAPTER), plan, progress)
 }
 
 /// Plays a file's policy and says what its matrices read meanwhile.
@@ -189,18 +216,22 @@ pub(crate) fn observe_file(
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Importance> {
     let mut policy = load(file, threads, Kv::F16)?;
-    policy.decoder.observe();
+    policy.decoder.observe(Observing::default());
     let mut done = 0;
     for plan in plans {
-        play_policy(&mut policy, plan, &mut |it| progress(done + it))?;
+        play_policy(&mut policy, None, plan, &mut |it| progress(done + it))?;
         done += plan.episodes;
     }
-    let sums = policy.decoder.observed();
-    let n_tokens = sums.values().map(|it| it.n_rows).max().unwrap_or(0);
-    Ok(Importance {
-        columns: sums.iter().map(|(tensor, sums)| (tensor.clone(), sums.mean_squares())).collect(),
-        n_tokens: u32::try_from(n_tokens).unwrap_or(u32::MAX),
-    })
+    Ok(importance_of(&policy.decoder.observed()))
+}
+
+/// The squares of what was observed.
+#[expect(clippy::cast_possible_truncation, reason = "files hold 32-bit floats")]
+pub(crate) fn importance_of(sums: &BTreeMap<String, ColumnSums>) -> Importance {
+    let floats = |it: &[f64]| it.iter().map(|it| *it as f32).collect();
+    let squares = |it: &ColumnSums| InputSquares { sums: floats(&it.squares), counts: floats(&it.n_rows) };
+    let tensors = sums.iter().map(|(name, it)| (name.clone(), squares(it))).collect();
+    Importance { tensors, ..Importance::default() }
 }
 
 fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
@@ -211,18 +242,20 @@ fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
 
 fn play_policy(
     policy: &mut LoadedPolicy,
+    adapter: Option<AdapterId>,
     plan: &Plan,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
     match plan.world {
-        World::Countdown => play_in(&Countdown, policy, plan, progress),
-        World::Dochop => play_in(&DocHop, policy, plan, progress),
+        World::Countdown => play_in(&Countdown, policy, adapter, plan, progress),
+        World::Dochop => play_in(&DocHop, policy, adapter, plan, progress),
     }
 }
 
 fn play_in<E: Environment>(
     world: &E,
     policy: &mut LoadedPolicy,
+    adapter: Option<AdapterId>,
     plan: &Plan,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
@@ -233,7 +266,7 @@ fn play_in<E: Environment>(
         seed: plan.seed,
         turn_tokens_max: TURN_TOKENS_MAX,
         batch: BATCH,
-        adapter: None,
+        adapter,
     };
     let LoadedPolicy { decoder, tokenizer, template } = policy;
     let protocol = Protocol::new(tokenizer, template);
@@ -332,7 +365,8 @@ fn measured(value: Option<f64>, around: Option<Interval>) -> Option<Measured> {
     Some(Measured { value, low: around.low, high: around.high })
 }
 
-fn text(row: &Row) -> String {
+fn text(evaluated: &Evaluated) -> String {
+    let row = &evaluated.row;
     let shown = |name: &str, it: &Option<Measured>| match it {
         Some(it) => format!("{name:<22} {:>7.3}  [{:.3}, {:.3}]\n", it.value, it.low, it.high),
         None => format!("{name:<22} not defined\n"),
@@ -340,12 +374,18 @@ fn text(row: &Row) -> String {
     let mut text =
         format!("{} in {}, {} episodes, {:.0} tokens/s\n", row.policy, row.environment, row.n, row.tokens_per_s);
     text += &shown("success", &Some(row.success));
+    if evaluated.success_when_found.is_some() {
+        text += &shown("success when all found", &evaluated.success_when_found);
+    }
     text += &shown("format adherence", &row.adherence);
     for (index, it) in row.fidelity.iter().enumerate() {
         text += &shown(&format!("fidelity at {}", index + 1), it);
     }
     text += &shown("Brier", &row.brier);
-    text += &format!("{:<22} {:>7.3}\n", "Brier of base rate", row.brier_constant.unwrap_or(f64::NAN));
+    text += &match row.brier_constant {
+        Some(it) => format!("{:<22} {it:>7.3}\n", "Brier of base rate"),
+        None => format!("{:<22} not defined\n", "Brier of base rate"),
+    };
     text += &shown("Brier skill", &row.brier_skill);
     text += &shown("AUROC", &row.auroc);
     text += &shown("signed gap", &row.signed_gap);

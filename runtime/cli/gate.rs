@@ -131,13 +131,23 @@ pub(crate) fn gate_runs(
     reports.iter().map(run).collect()
 }
 
+/// The worse of two ends.
+pub(crate) fn worst(a: Outcome, b: Outcome) -> Outcome {
+    match (a, b) {
+        (Outcome::Failed, _) | (_, Outcome::Failed) => Outcome::Failed,
+        (Outcome::Inconclusive, _) | (_, Outcome::Inconclusive) => Outcome::Inconclusive,
+        _ => Outcome::Done,
+    }
+}
+
 /// Fails if one fails; inconclusive if one is.
 pub(crate) fn outcome_of(verdicts: impl Iterator<Item = Verdict>) -> Outcome {
-    verdicts.fold(Outcome::Done, |worst, it| match (worst, it) {
-        (Outcome::Failed, _) | (_, Verdict::Fail) => Outcome::Failed,
-        (Outcome::Inconclusive, _) | (_, Verdict::Inconclusive { .. }) => Outcome::Inconclusive,
-        (Outcome::Done, Verdict::Pass) => Outcome::Done,
-    })
+    let outcome = |it: Verdict| match it {
+        Verdict::Pass => Outcome::Done,
+        Verdict::Fail => Outcome::Failed,
+        Verdict::Inconclusive { .. } => Outcome::Inconclusive,
+    };
+    verdicts.map(outcome).fold(Outcome::Done, worst)
 }
 
 fn text(reports: &[(String, Report)]) -> String {

@@ -13,8 +13,10 @@ mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
 mod gate;
-#[cfg(feature = "serve")]
+#[cfg(any(feature = "serve", feature = "train"))]
 mod identity;
+#[cfg(feature = "train")]
+mod importance;
 mod inspect;
 mod logits;
 mod output;
@@ -25,6 +27,8 @@ mod report;
 mod run;
 mod sampling;
 mod serve;
+#[cfg(feature = "train")]
+mod stamp;
 #[cfg(feature = "train")]
 mod train;
 
@@ -92,6 +96,9 @@ enum Command {
     Compare(compare::CompareArguments),
     /// What is in a GGUF file
     Inspect(inspect::InspectArguments),
+    /// Observe what a policy's matrices read, for a better quantization
+    #[cfg(feature = "train")]
+    Importance(importance::ImportanceArguments),
     /// Merge adapters into a checkpoint and write GGUF files
     Quantize(quantize::QuantizeArguments),
     /// How fast a GGUF file runs on this machine, and how much of what the machine could do that is
@@ -162,6 +169,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Logits(it) => logits::execute(globals, it),
         Command::Compare(it) => compare::execute(globals, it),
         Command::Inspect(it) => inspect::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Importance(it) => importance::execute(globals, it),
         Command::Quantize(it) => quantize::execute(globals, it),
         Command::Bench(it) => bench::execute(globals, it),
         Command::Calibrate(it) => calibrate::execute(globals, it),

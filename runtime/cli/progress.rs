@@ -67,6 +67,14 @@ impl Progress {
         }
     }
 
+    /// A line of its own, beside what is going on.
+    pub(crate) fn say(&self, line: &str) {
+        match &*self.lock() {
+            Some(Stage { bar: Some(bar), .. }) => bar.println(line),
+            _ => tell(line),
+        }
+    }
+
     /// Ends the stage: what it did and how long it took stays as a line.
     pub(crate) fn finish(&self) {
         let Some(stage) = self.lock().take() else { return };

@@ -1,19 +1,39 @@
-//! `fsq quantize`: from a checkpoint and its adapters to GGUF files, each under its name only when it is whole.
+//! `fsq quantize`: from a checkpoint and its adapters to GGUF files, each under its name only when it is whole and
+//! has passed what it was to pass.
+
+mod adapters;
+mod card;
+mod checks;
+mod choices;
+mod document;
+#[cfg(feature = "train")]
+mod judged;
+#[cfg(feature = "train")]
+mod ladder;
+mod maker;
+#[cfg(feature = "train")]
+mod parity;
+mod space;
+mod work;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fsq_blocks::Format;
-use fsq_checkpoint::{Adapter, Checkpoint};
+use fsq_checkpoint::{Adapter, Checkpoint, StoredType, tensor_names};
 use fsq_gguf::Gguf;
-use fsq_profiles::GateProfile;
-use fsq_quantizer::{Encoded, EncodedTensor, Importance, Mix, Plan, Provenance, open_base, quantize, write_adapter};
-use serde::Serialize;
+use fsq_quantizer::{Deploy, Importance, Mix, Provenance, check_adapters, open_base, write_adapter};
+use sha2::{Digest, Sha256};
+
+use choices::{ChoiceArguments, Subject};
+pub(crate) use document::{Document, TensorRecord};
+use document::{QuantizedFile, Source, bits_per_weight, text};
+use maker::{Candidate, Inputs, Maker, digests};
+use work::Work;
 
 use crate::failure::{Outcome, Refusal};
-use crate::output::{bytes_text, hex};
+use crate::output::hex;
 use crate::progress::Progress;
 use crate::report::files;
 use crate::{Globals, output};
@@ -30,8 +50,12 @@ pub(crate) struct QuantizeArguments {
     /// An adapter in PEFT layout to merge first; several are merged in order
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
+    /// How adapters reach the policy that is served
+    #[arg(long, value_enum, default_value_t = DeployMode::Merged)]
+    deploy: DeployMode,
     /// Merge nothing: write each adapter as a GGUF file of its own, to run beside a file of the base
     #[arg(long, requires = "adapter", conflicts_with_all = ["to", "importance", "tensor_type"])]
+    #[arg(conflicts_with_all = ["codes", "target_size", "target_bpw", "plan"])]
     adapter_only: bool,
     /// An importance matrix, as `imatrix` files hold it
     #[arg(long, value_name = "FILE")]
@@ -39,15 +63,41 @@ pub(crate) struct QuantizeArguments {
     /// The format of single matrices, such as blk.0.attn_v=Q8_0; `*` stands for any characters
     #[arg(long, value_name = "NAME=FORMAT", value_parser = tensor_type)]
     tensor_type: Vec<(String, Format)>,
-    /// The profile that each file must pass before it gets its name; `none` judges nothing
+    #[command(flatten)]
+    choices: ChoiceArguments,
+    /// The profile that each file must pass before it gets its name, shipped or a TOML file; `none` judges nothing
     #[arg(long, value_name = "none|PROFILE", default_value = "none")]
     gate: String,
+    #[cfg(feature = "train")]
+    #[command(flatten)]
+    judging: judged::JudgingArguments,
     /// The folder to write to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What the files' names begin with [default: the checkpoint's folder]
     #[arg(long)]
     name: Option<String>,
+}
+
+/// The ways to serve adapters by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeployMode {
+    /// Merged into the 16-bit weights before these are encoded
+    Merged,
+    /// Beside the file, in a file of their own: for adapters that were trained on the encoded weights
+    Native,
+    /// Merged, for weights that were trained on the format's own grid: encoded plainly, as they were in training
+    Qat,
+}
+
+impl From<DeployMode> for Deploy {
+    fn from(mode: DeployMode) -> Self {
+        match mode {
+            DeployMode::Merged => Self::Merged,
+            DeployMode::Native => Self::Native,
+            DeployMode::Qat => Self::Qat,
+        }
+    }
 }
 
 fn mix(text: &str) -> Result<Mix, String> {
@@ -62,106 +112,124 @@ fn tensor_type(text: &str) -> Result<(String, Format), String> {
     Ok((name.to_owned(), format.ok_or_else(|| format!("unknown format; known are {}", known()))?))
 }
 
-/// `report.json`.
-#[derive(Serialize)]
-pub(crate) struct Document {
-    pub(crate) tool: String,
-    pub(crate) checkpoint: String,
-    /// SHA-256 over the names, shapes and stored bytes of the checkpoint's tensors.
-    pub(crate) checkpoint_sha256: String,
-    pub(crate) adapters: Vec<Source>,
-    pub(crate) importance: Option<Source>,
-    pub(crate) n_weights: usize,
-    /// The profile judged by, or `none`.
-    pub(crate) gate: String,
-    pub(crate) files: Vec<QuantizedFile>,
-}
-
-/// Something that went into the files.
-#[derive(Serialize)]
-pub(crate) struct Source {
-    pub(crate) path: String,
-    pub(crate) sha256: String,
-}
-
-/// One written file.
-#[derive(Serialize)]
-pub(crate) struct QuantizedFile {
-    pub(crate) file: String,
-    pub(crate) format: &'static str,
-    pub(crate) n_bytes: usize,
-    pub(crate) bits_per_weight: f64,
-    pub(crate) sha256: String,
-    /// Of everything after the header: equal for files that differ in metadata only.
-    pub(crate) data_sha256: String,
-    pub(crate) seconds: f64,
-    /// `not judged`, or the verdict of the gates.
-    pub(crate) verdict: String,
-    pub(crate) tensors: Vec<EncodedTensor>,
-}
-
-/// What is quantized, opened.
-struct Inputs {
-    checkpoint: Checkpoint,
-    adapters: Vec<Adapter>,
-    importance: Option<Importance>,
-    provenance: Provenance,
-    name: String,
-}
-
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyhow::Result<Outcome> {
-    check_gate(&arguments.gate)?;
     if arguments.adapter_only {
-        return adapters(globals, arguments);
+        return adapters::execute(globals, arguments);
     }
-    let inputs = open(arguments)?;
-    output::make_folder(&arguments.out)?;
-    let progress = Progress::new();
-    let mut mixes = arguments.to.clone();
-    let mut seen = Vec::new();
-    mixes.retain(|it| {
-        !seen.contains(it) && {
-            seen.push(*it);
-            true
-        }
-    });
-    let mut quantized = Vec::with_capacity(mixes.len());
-    for mix in mixes {
-        quantized.push(one(arguments, &inputs, mix, &progress)?);
-    }
-    let document = document(arguments, &inputs, quantized);
-    let json = serde_json::to_string_pretty(&document)? + "\n";
-    output::write_whole(&arguments.out.join("report.json"), json.as_bytes())?;
-    output::write_whole(&arguments.out.join("report.html"), files::render_html(&document)?.as_bytes())?;
+    check_arguments(arguments)?;
+    let mixes = distinct(&arguments.to);
+    arguments.choices.check(&mixes)?;
+    let inputs = open(arguments, &mixes)?;
+    let (document, outcome) = {
+        let work = Work::open(&arguments.out, &key(&inputs))?;
+        let progress = Progress::new();
+        let maker = Maker { inputs: &inputs, work: &work, progress: &progress };
+        let (made, outcome) = if arguments.gate == "none" {
+            let made = mixes.iter().map(|it| unjudged(&maker, *it)).collect::<anyhow::Result<Vec<_>>>()?;
+            (made, Outcome::Done)
+        } else {
+            judged(globals, arguments, &maker, &mixes)?
+        };
+        // Only now, so that an error in the last file leaves none of the others.
+        let document = document(arguments, &inputs, release(arguments, &inputs, &work, made)?);
+        write_reports(&document, &inputs, &arguments.out)?;
+        inputs.chosen.write_plan(&arguments.out, &inputs.name, inputs.subject())?;
+        (document, outcome)
+    };
     if globals.json {
-        output::print(&json)?;
+        output::print_json(&document)?;
     } else {
         output::print(&text(&document, &arguments.out))?;
     }
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
-/// Gates judge episodes of an environment, which this command does not play yet.
-fn check_gate(profile: &str) -> anyhow::Result<()> {
-    if profile == "none" {
-        return Ok(());
+/// `report.json`, `report.html` and the card.
+fn write_reports(document: &Document, inputs: &Inputs, out: &Path) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(document)? + "\n";
+    output::write_whole(&out.join("report.json"), json.as_bytes())?;
+    output::write_whole(&out.join("report.html"), files::render_html(document)?.as_bytes())?;
+    card::write(document, &inputs.checkpoint, out)
+}
+
+/// Refuses what contradicts itself, or cannot be judged, before anything is read.
+fn check_arguments(arguments: &QuantizeArguments) -> anyhow::Result<()> {
+    let deploy = Deploy::from(arguments.deploy).name();
+    if arguments.deploy != DeployMode::Merged && arguments.adapter.is_empty() {
+        return Err(Refusal::new(format!("--deploy {deploy}: expected --adapter beside it, found none")).into());
     }
-    GateProfile::shipped(profile)?;
-    let refusal = Refusal::new(format!(
-        "--gate {profile}: gates judge episodes, and this command has no environment to play them in"
-    ));
-    Err(refusal.hint("`--gate none` writes the files without judging them, and says so in the report").into())
+    if arguments.deploy == DeployMode::Qat && arguments.importance.is_some() {
+        let why = "training rounded without it, and other codes than those were not trained for";
+        return Err(Refusal::new(format!("--deploy qat: expected no --importance, found one: {why}")).into());
+    }
+    if arguments.deploy == DeployMode::Qat && !arguments.choices.are_stock() {
+        let why = "training rounded to stock codes of the recipe, and others were not trained for";
+        return Err(Refusal::new(format!("--deploy qat: expected no --codes, --target-size or --plan: {why}")).into());
+    }
+    let profile = &arguments.gate;
+    #[cfg(feature = "train")]
+    {
+        judged::check_reason(arguments.judging.override_reason.as_deref(), profile != "none")?;
+        if profile != "none" {
+            crate::gate::profile(profile)?;
+        }
+    }
+    #[cfg(not(feature = "train"))]
+    if profile != "none" {
+        fsq_profiles::GateProfile::shipped(profile)?;
+        let refusal =
+            Refusal::new(format!("--gate {profile}: not in this build, which has no environments to play in"));
+        return Err(refusal.hint("`--gate none` writes the files without judging them, and the report says so").into());
+    }
+    Ok(())
 }
 
-fn open(arguments: &QuantizeArguments) -> anyhow::Result<Inputs> {
+/// Opens and proves what goes in, and asks for room for what comes out, before anything is written.
+fn open(arguments: &QuantizeArguments, mixes: &[Mix]) -> anyhow::Result<Inputs> {
     let checkpoint = open_base(&arguments.checkpoint)?;
     let adapters = arguments.adapter.iter().map(|it| Adapter::open(it)).collect::<Result<Vec<_>, _>>()?;
+    check_adapters(&checkpoint.dimensions, &adapters)?;
     let importance = arguments.importance.as_deref().map(Importance::open).transpose()?;
-    let tool = format!("fsq {}", env!("CARGO_PKG_VERSION"));
-    let provenance = Provenance::of(&tool, &checkpoint, &adapters, importance.as_ref())?;
-    let name = name(arguments)?;
-    Ok(Inputs { checkpoint, adapters, importance, provenance, name })
+    let (tool, name) = (format!("fsq {}", env!("CARGO_PKG_VERSION")), name(arguments)?);
+    check_space(arguments, mixes, &checkpoint, importance.is_some())?;
+    let mut provenance = Provenance::of(&tool, &checkpoint, &adapters, importance.as_ref())?;
+    provenance.deploy = arguments.deploy.into();
+    let (merged, beside) = match arguments.deploy {
+        DeployMode::Merged | DeployMode::Qat => (adapters, None),
+        DeployMode::Native => (Vec::new(), Adapter::joined(&adapters)),
+    };
+    let tensor_types = arguments.tensor_type.clone();
+    let importance_of = importance.as_ref();
+    let subject =
+        Subject { checkpoint: &checkpoint, merged: &merged, importance: importance_of, provenance: &provenance };
+    let chosen = arguments.choices.choose(mixes, subject, &tensor_types)?;
+    Ok(Inputs { checkpoint, merged, beside, importance, provenance, name, tensor_types, chosen })
+}
+
+fn check_space(
+    arguments: &QuantizeArguments,
+    mixes: &[Mix],
+    checkpoint: &Checkpoint,
+    weighted: bool,
+) -> anyhow::Result<()> {
+    let (is_judged, mut n_bytes) = (arguments.gate != "none", 0);
+    let plan = |mix| fsq_quantizer::Plan { overrides: arguments.tensor_type.clone(), ..fsq_quantizer::Plan::new(mix) };
+    for mix in mixes {
+        let file = space::file_bytes(&plan(*mix), &checkpoint.dimensions, weighted)?;
+        // Judged, a file is there a second time when it gets its verdict.
+        n_bytes += if is_judged { 2 * file } else { file };
+    }
+    if is_judged {
+        n_bytes += space::file_bytes(&plan(reference_mix(checkpoint)), &checkpoint.dimensions, weighted)?;
+    }
+    space::check(&arguments.out, n_bytes.saturating_sub(work::held_bytes(&arguments.out)))
+}
+
+/// The 16-bit format that loses nothing of a checkpoint: its own.
+fn reference_mix(checkpoint: &Checkpoint) -> Mix {
+    let is_wide = |it: &fsq_checkpoint::TensorName| checkpoint.stored(&it.hf) == Some(StoredType::BF16);
+    if tensor_names(&checkpoint.dimensions).iter().any(is_wide) { Mix::BF16 } else { Mix::F16 }
 }
 
 /// What the files' names begin with.
@@ -173,78 +241,159 @@ fn name(arguments: &QuantizeArguments) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// One written adapter, as `--json` prints it.
-#[derive(Serialize)]
-struct AdapterFile {
-    adapter: String,
-    file: String,
-    rank: usize,
-}
-
-/// Writes each adapter to a file `NAME-FOLDER-LoRA.gguf`, by the folder that it comes from.
-fn adapters(globals: &Globals, arguments: &QuantizeArguments) -> anyhow::Result<Outcome> {
-    let base = open_base(&arguments.checkpoint)?;
-    let name = name(arguments)?;
-    output::make_folder(&arguments.out)?;
-    let mut written: Vec<AdapterFile> = Vec::new();
-    for folder in &arguments.adapter {
-        let adapter = Adapter::open(folder)?;
-        let name = format!("{name}-{}", folder_name(folder)?);
-        let path = arguments.out.join(format!("{name}-LoRA.gguf"));
-        let file = path.display().to_string();
-        if written.iter().any(|it| it.file == file) {
-            return Err(Refusal::new(format!("--adapter {}: another one has this name", folder.display())).into());
-        }
-        let draft = write_adapter(&adapter, &base.dimensions, &name, &path);
-        draft.with_context(|| folder.display().to_string())?.publish()?;
-        written.push(AdapterFile { adapter: folder.display().to_string(), file, rank: adapter.rank });
-    }
-    if globals.json {
-        output::print_json(&written)?;
-    } else {
-        output::print(&written.iter().map(|it| format!("{}: rank {}\n", it.file, it.rank)).collect::<String>())?;
-    }
-    Ok(Outcome::Done)
-}
-
 /// The last part of a path, also of `.` and of links.
 fn folder_name(path: &Path) -> anyhow::Result<String> {
     let whole = path.canonicalize().with_context(|| path.display().to_string())?;
     Ok(whole.file_name().map_or_else(|| "policy".into(), |it| it.to_string_lossy().into_owned()))
 }
 
-/// Encodes one file and gives it its name.
-#[expect(clippy::cast_precision_loss, reason = "bits per weight, to two places")]
-fn one(arguments: &QuantizeArguments, inputs: &Inputs, mix: Mix, progress: &Progress) -> anyhow::Result<QuantizedFile> {
-    let plan = Plan { name: Some(inputs.name.clone()), overrides: arguments.tensor_type.clone(), ..Plan::new(mix) };
-    let file = format!("{}-{}.gguf", inputs.name, mix.name());
-    let started = Instant::now();
-    progress.stage(mix.name(), inputs.checkpoint.dimensions.parameters() as u64);
-    let Encoded { draft, tensors } = quantize(
-        &inputs.checkpoint,
-        &inputs.adapters,
-        &plan,
-        inputs.importance.as_ref(),
-        &inputs.provenance,
-        &arguments.out.join(&file),
-        &mut |done, _| progress.set(done as u64),
-    )?;
-    let path = draft.publish()?;
-    progress.finish();
-    let seconds = started.elapsed().as_secs_f64();
-    let written = Gguf::open(&path)?;
+/// What all files of a run are made from, in 16 characters.
+fn key(inputs: &Inputs) -> String {
+    let Inputs { provenance, name, .. } = inputs;
+    hex(&Sha256::digest(format!("{provenance:?} {name}")))[..16].to_owned()
+}
+
+fn distinct(mixes: &[Mix]) -> Vec<Mix> {
+    let mut distinct: Vec<Mix> = Vec::new();
+    for mix in mixes {
+        if !distinct.contains(mix) {
+            distinct.push(*mix);
+        }
+    }
+    distinct
+}
+
+/// A file in the work folder, what the report says of it, and whether it may have its name.
+struct Made {
+    file: PathBuf,
+    record: QuantizedFile,
+}
+
+fn unjudged(maker: &Maker<'_>, mix: Mix) -> anyhow::Result<Made> {
+    let candidate = maker.make(mix, &[])?;
+    let checks = checks::check(maker.inputs, &candidate)?;
+    let record = QuantizedFile { checks, ..record(maker, &candidate)? };
+    Ok(Made { file: candidate.file, record })
+}
+
+fn file_name(inputs: &Inputs, mix: Mix) -> String {
+    format!("{}-{}.gguf", inputs.name, mix.name())
+}
+
+/// What there is to say of a file before anything judges it.
+fn record(maker: &Maker<'_>, candidate: &Candidate) -> anyhow::Result<QuantizedFile> {
+    let written = Gguf::open(&candidate.file)?;
+    let [sha256, data_sha256] = digests(&written)?;
     Ok(QuantizedFile {
-        file,
-        format: mix.name(),
+        file: file_name(maker.inputs, candidate.mix),
+        published: true,
+        format: candidate.mix.name(),
         n_bytes: written.n_bytes(),
-        bits_per_weight: 8.0 * tensors.iter().map(|it| it.n_bytes).sum::<usize>() as f64
-            / tensors.iter().map(|it| it.n_weights).sum::<usize>().max(1) as f64,
-        sha256: hex(&written.file_sha256()),
-        data_sha256: hex(&written.data_sha256()),
-        seconds,
+        bits_per_weight: bits_per_weight(&candidate.told.tensors),
+        sha256,
+        data_sha256,
+        seconds: candidate.told.seconds,
         verdict: "not judged".into(),
-        tensors,
+        override_reason: None,
+        rounds: Vec::new(),
+        checks: Vec::new(),
+        gates: Vec::new(),
+        tensors: candidate.told.tensors.clone(),
     })
+}
+
+/// Files with the gates' verdicts inside, and the worst of these.
+#[cfg(feature = "train")]
+fn judged(
+    globals: &Globals,
+    arguments: &QuantizeArguments,
+    maker: &Maker<'_>,
+    mixes: &[Mix],
+) -> anyhow::Result<(Vec<Made>, Outcome)> {
+    use crate::gate::worst;
+    let profile = crate::gate::profile(&arguments.gate)?;
+    let Inputs { checkpoint, merged, beside, importance, .. } = maker.inputs;
+    let reference = maker.make(reference_mix(checkpoint), &[])?;
+    // Before any number about quality.
+    let mut of_reference = checks::check(maker.inputs, &reference)?;
+    maker.progress.stage("greedy parity", 0);
+    of_reference.push(parity::check(checkpoint, merged, &reference.file, globals.threads())?);
+    maker.progress.finish();
+    let given = (maker.work, maker.progress, globals.threads());
+    let court = judged::Court::new(&arguments.judging, profile, given, reference.file.clone(), beside.as_ref());
+    let reason = arguments.judging.override_reason.as_deref();
+    let importance = importance.as_ref();
+    let ladder = ladder::Ladder {
+        court: &court,
+        maker,
+        asked: mixes,
+        importance,
+        largest: reference.mix,
+        is_overridden: reason.is_some(),
+    };
+    let (mut made, mut outcome) = (Vec::with_capacity(mixes.len()), Outcome::Done);
+    for mix in mixes {
+        let ladder::Climbed { candidate, judgement, rounds } = ladder.climb(*mix)?;
+        let gates = judgement.runs(candidate.mix.name())?;
+        let (verdict, ended) = (judgement.verdict().to_owned(), judgement.outcome());
+        let maps = judgement.maps.clone();
+        let mut file = candidate.file.clone();
+        let mut checks = checks::check(maker.inputs, &candidate)?;
+        checks.extend(of_reference.last().cloned());
+        let mut record = QuantizedFile { verdict, rounds, checks, gates, ..record(maker, &candidate)? };
+        match judgement.passes(reason)? {
+            Some(passes) => {
+                record.override_reason = reason.filter(|_| ended != Outcome::Done).map(str::to_owned);
+                let path = maker.work.path(&format!("{}-judged.gguf", mix.name()));
+                file = crate::stamp::stamp(&file, maps.as_ref(), &passes, &path)?;
+                [record.sha256, record.data_sha256] = digests(&Gguf::open(&file)?)?;
+            }
+            None => {
+                record.published = false;
+                outcome = worst(outcome, ended);
+            }
+        }
+        made.push(Made { file, record });
+    }
+    Ok((made, outcome))
+}
+
+#[cfg(not(feature = "train"))]
+fn judged(
+    _: &Globals,
+    arguments: &QuantizeArguments,
+    _: &Maker<'_>,
+    _: &[Mix],
+) -> anyhow::Result<(Vec<Made>, Outcome)> {
+    Err(Refusal::new(format!("--gate {}: not in this build", arguments.gate)).into())
+}
+
+/// Gives the files their names. A name that was asked for and not earned is taken from what an earlier run left there.
+fn release(
+    arguments: &QuantizeArguments,
+    inputs: &Inputs,
+    work: &Work,
+    made: Vec<Made>,
+) -> anyhow::Result<Vec<QuantizedFile>> {
+    let mut records = Vec::with_capacity(made.len());
+    for Made { file, record } in made {
+        if record.published {
+            work.release(&file, &arguments.out.join(&record.file))?;
+        }
+        records.push(record);
+    }
+    for mix in &arguments.to {
+        let name = file_name(inputs, *mix);
+        let path = arguments.out.join(&name);
+        if path.exists() && !records.iter().any(|it| it.published && it.file == name) {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    if let Some(beside) = inputs.beside.as_ref().filter(|_| records.iter().any(|it| it.published)) {
+        let path = arguments.out.join(format!("{}-LoRA.gguf", inputs.name));
+        write_adapter(beside, &inputs.checkpoint.dimensions, &inputs.name, &path)?.publish()?;
+    }
+    Ok(records)
 }
 
 fn document(arguments: &QuantizeArguments, inputs: &Inputs, files: Vec<QuantizedFile>) -> Document {
@@ -254,9 +403,11 @@ fn document(arguments: &QuantizeArguments, inputs: &Inputs, files: Vec<Quantized
     let importance = arguments.importance.as_deref().zip(provenance.importance_sha256);
     Document {
         tool: provenance.tool.clone(),
+        command: command_line(std::env::args()),
         checkpoint: arguments.checkpoint.display().to_string(),
         checkpoint_sha256: hex(&provenance.base_sha256),
         adapters: adapters.map(|(path, digest)| source(path, digest)).collect(),
+        deploy: provenance.deploy.name(),
         importance: importance.map(|(path, digest)| source(path, &digest)),
         n_weights: checkpoint.dimensions.parameters(),
         gate: arguments.gate.clone(),
@@ -264,23 +415,25 @@ fn document(arguments: &QuantizeArguments, inputs: &Inputs, files: Vec<Quantized
     }
 }
 
-fn text(document: &Document, out: &Path) -> String {
-    let mut rows = vec![["file", "size", "bits/weight", "largest error", "verdict"].map(str::to_owned).to_vec()];
-    for file in &document.files {
-        let error = file.tensors.iter().map(|it| it.relative_error).fold(0.0, f64::max);
-        rows.push(vec![
-            out.join(&file.file).display().to_string(),
-            bytes_text(file.n_bytes as u64),
-            format!("{:.2}", file.bits_per_weight),
-            format!("{:.2} %", 100.0 * error),
-            file.verdict.clone(),
-        ]);
+/// A command as a shell takes it.
+fn command_line(words: impl Iterator<Item = String>) -> String {
+    let is_plain = |it: char| it.is_alphanumeric() || "-_./,=:@%+".contains(it);
+    let quoted = |it: String| match it.chars().all(is_plain) && !it.is_empty() {
+        true => it,
+        false => format!("'{}'", it.replace('\'', r"'\''")),
+    };
+    let words: Vec<String> = words.skip(1).map(quoted).collect();
+    format!("fsq {}", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_given_to_a_shell_again() {
+        let words = ["/bin/fsq", "quantize", "a b", "--override", "it's right", "--to", "q4_k_m,q8_0"];
+        let line = command_line(words.into_iter().map(str::to_owned));
+        assert_eq!(line, r"fsq quantize 'a b' --override 'it'\''s right' --to q4_k_m,q8_0");
     }
-    let other = |it: &EncodedTensor| it.format != it.wanted;
-    let fell_back = document.files.iter().flat_map(|it| &it.tensors).filter(|it| other(it)).count();
-    let mut text = output::columns(&rows);
-    if fell_back > 0 {
-        text += &format!("{fell_back} tensors got another format than the recipe's: see `wanted` in the report\n");
-    }
-    text + &format!("report: {}\n", out.join("report.html").display())
 }

@@ -20,8 +20,28 @@ fn file() -> String {
 }
 
 /// Roles in plain letters, since the tokenizer has no tokens for them.
-const CHAT_TEMPLATE: &str = "{% for message in messages %}<|bos|>{{ message.role }}: {{ message.content }}<|end|>\
+pub(crate) const CHAT_TEMPLATE: &str = "{% for message in messages %}<|bos|>{{ message.role }}: {{ message.content }}<|end|>\
      {% endfor %}<|bos|>assistant: ";
+
+/// A `tokenizer.json` with a token for each byte, `<|bos|>` as 256 and `<|end|>` as 257.
+pub(crate) fn byte_tokenizer() -> String {
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(fixture().join("tokenizer.json")).unwrap()).unwrap();
+    let is_printable = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let others: Vec<u8> = (0..=255).filter(|it| !is_printable(*it)).collect();
+    // The alphabet of byte-level tokenizers: printable bytes for themselves, the others from U+0100 on.
+    let letter = |byte: u8| others.iter().position(|it| *it == byte).map_or(u32::from(byte), |it| 0x100 + it as u32);
+    let words = (0..=255u8).map(|byte| (char::from_u32(letter(byte)).unwrap().to_string(), byte.into()));
+    tokenizer["model"]["vocab"] = words.collect::<serde_json::Map<String, Value>>().into();
+    tokenizer["model"]["merges"] = Value::Array(Vec::new());
+    let mut added = tokenizer["added_tokens"][0].clone();
+    let named = [("<|bos|>", 256), ("<|end|>", 257)].map(|(content, id)| {
+        (added["content"], added["id"]) = (content.into(), id.into());
+        added.clone()
+    });
+    tokenizer["added_tokens"] = named.into();
+    tokenizer.to_string()
+}
 
 /// A small random policy whose tokenizer has a token for each byte, so that it can write any text.
 fn write_checkpoint(path: &Path) {
@@ -40,25 +60,10 @@ fn write_checkpoint(path: &Path) {
         tied: true,
         options: Options::PLAIN,
     };
-    let mut tokenizer: Value =
-        serde_json::from_slice(&std::fs::read(fixture().join("tokenizer.json")).unwrap()).unwrap();
-    let is_printable = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
-    let others: Vec<u8> = (0..=255).filter(|it| !is_printable(*it)).collect();
-    // The alphabet of byte-level tokenizers: printable bytes for themselves, the others from U+0100 on.
-    let letter = |byte: u8| others.iter().position(|it| *it == byte).map_or(u32::from(byte), |it| 0x100 + it as u32);
-    let words = (0..=255u8).map(|byte| (char::from_u32(letter(byte)).unwrap().to_string(), byte.into()));
-    tokenizer["model"]["vocab"] = words.collect::<serde_json::Map<String, Value>>().into();
-    tokenizer["model"]["merges"] = Value::Array(Vec::new());
-    let mut added = tokenizer["added_tokens"][0].clone();
-    let named = [("<|bos|>", 256), ("<|end|>", 257)].map(|(content, id)| {
-        (added["content"], added["id"]) = (content.into(), id.into());
-        added.clone()
-    });
-    tokenizer["added_tokens"] = named.into();
     let like = CheckpointFiles {
         config: "".into(),
         weights: (&[] as &[u8]).into(),
-        tokenizer: tokenizer.to_string().into(),
+        tokenizer: byte_tokenizer().into(),
         chat_template: Some(CHAT_TEMPLATE.into()),
     };
     let tensors: Vec<NamedTensor<'_>> = tensor_names(&dimensions)
@@ -91,7 +96,8 @@ fn every_command_explains_itself() {
     let mut commands: Vec<&str> = of_commands.filter_map(|it| it.split(' ').next()).collect();
     commands.retain(|it| *it != "help");
     commands.sort_unstable();
-    let expected = "bench calibrate chat compare demo devices eval gate inspect logits quantize report run serve train";
+    let expected =
+        "bench calibrate chat compare demo devices eval gate importance inspect logits quantize report run serve train";
     assert_eq!(commands.join(" "), expected, "{help}");
     for command in commands {
         let own = fsq(&[command, "--help"]);
@@ -194,7 +200,8 @@ fn quantize_writes_files_that_run_and_says_what_they_are() {
     let mut found: Vec<String> =
         std::fs::read_dir(&out).unwrap().map(|it| text(&it.unwrap().path()).to_owned()).collect();
     found.sort();
-    assert_eq!(found.len(), 4, "{found:?}");
+    // Two files, two reports and a card.
+    assert_eq!(found.len(), 5, "{found:?}");
     let written: Value = serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
     assert_eq!(written, report);
     assert!(std::fs::read_to_string(out.join("report.html")).unwrap().contains("not judged"));

@@ -182,6 +182,28 @@ fn a_folder_begun_with_another_seed_is_refused() {
     refused(&["demo", "--quick", "--seed", "99", "--out", text(&finished().out())], "demo.json: ");
 }
 
+/// A base that cannot play is not worth improving, and one that cannot read what it found teaches no stage anything.
+#[test]
+fn the_shipped_base_is_worth_improving() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = root().join("finetune/base");
+    let quantized = fsq(&["quantize", text(&base), "--to", "f16", "--out", text(folder.path())]);
+    assert!(quantized.status.success(), "{quantized:?}");
+    let file = folder.path().join("base-F16.gguf");
+    let evaluated = |environment| {
+        let arguments = ["eval", text(&file), "--environment", environment, "--plain", "-n", "1000", "--json"];
+        let output = fsq(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let (countdown, dochop) = (evaluated("countdown"), evaluated("dochop"));
+    let value = |row: &Value, name: &str| row[name]["value"].as_f64().unwrap();
+    assert!(value(&countdown, "success") >= 0.4, "{countdown}");
+    assert!(countdown["success_when_found"].is_null(), "{countdown}");
+    assert!(value(&dochop, "success") >= 0.5, "{dochop}");
+    assert!(value(&dochop, "success_when_found") >= 0.9, "{dochop}");
+}
+
 #[test]
 fn bad_input_gets_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -29,10 +29,10 @@ const DAMAGED: &str = "blk.0.attn_k.weight";
 /// How far estimates are shifted.
 const SHIFT: f64 = 0.2;
 
-/// A foresight policy in f16, trained once for all tests of this file.
-fn policy() -> &'static Path {
-    static FILE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let made = FILE.get_or_init(|| {
+/// A foresight policy, trained once for all tests: its checkpoint, and its file in f16.
+fn trained() -> &'static (tempfile::TempDir, [PathBuf; 2]) {
+    static FILE: OnceLock<(tempfile::TempDir, [PathBuf; 2])> = OnceLock::new();
+    FILE.get_or_init(|| {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (recipe, out) = (folder.path().join("gates.toml"), folder.path().join("out"));
         std::fs::write(&recipe, RECIPE).unwrap();
@@ -41,9 +41,17 @@ fn policy() -> &'static Path {
         let merged = out.join("fe-sft/merged");
         succeeds(&["quantize", text(&merged), "--to", "f16", "--name", "policy", "--out", text(folder.path())]);
         let file = folder.path().join("policy-F16.gguf");
-        (folder, file)
-    });
-    &made.1
+        (folder, [merged, file])
+    })
+}
+
+/// Its checkpoint.
+pub(crate) fn checkpoint() -> &'static Path {
+    &trained().1[0]
+}
+
+fn policy() -> &'static Path {
+    &trained().1[1]
 }
 
 fn succeeds(arguments: &[&str]) {

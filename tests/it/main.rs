@@ -8,6 +8,8 @@ mod arrows;
 #[cfg(feature = "serve")]
 mod chat;
 mod cli;
+#[cfg(feature = "train")]
+mod codes;
 mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
@@ -22,8 +24,11 @@ mod greedy;
 #[cfg(unix)]
 mod hostile;
 mod kv;
+#[cfg(feature = "train")]
+mod ladder;
 mod oracle;
 mod program;
+mod quantize;
 mod recorded;
 mod runtime;
 mod templates;

@@ -357,8 +357,8 @@ impl Environment for DocHop {
     fn summary(&self, task: &Task, now: &State, future: &[(String, State)]) -> (String, String) {
         let next = future.first().and_then(|(action, _)| action.rsplit(' ').next()).unwrap_or("none");
         let keyword = if next == "none" || NAMES.contains(&next) { "answer".into() } else { format!("need {next}") };
-        let complete = future.last().is_some_and(|(_, state)| state.found == task.relations.len());
-        let known = now.found == task.relations.len();
+        let complete = future.last().is_some_and(|(_, state)| self.has_found_all(task, state));
+        let known = self.has_found_all(task, now);
         let analysis = if known || complete { "the chain will close" } else { "the chain stays open" };
         (keyword, analysis.into())
     }
@@ -374,6 +374,10 @@ impl Environment for DocHop {
             seen.extend([NAMES[passage.subject], NAMES[passage.object]]);
         }
         NAMES.iter().filter(|it| !seen.contains(it)).map(|it| (*it).to_string()).collect()
+    }
+
+    fn has_found_all(&self, task: &Task, state: &State) -> bool {
+        state.found == task.relations.len()
     }
 
     fn difficulty(&self, task: &Task) -> String {

@@ -95,6 +95,11 @@ pub trait Environment: Send + Sync {
     fn state_of_line<'a>(&self, line: &'a str) -> &'a str;
     /// Names that a rollout must not tell: those not yet seen by the policy.
     fn hidden_names(&self, task: &Self::Task, state: &Self::State) -> Vec<String>;
+    /// Whether what the policy was shown so far names everything that success needs: only saying it is left. Worlds in
+    /// which nothing is hidden say no.
+    fn has_found_all(&self, _task: &Self::Task, _state: &Self::State) -> bool {
+        false
+    }
     /// A label by which results are split, such as the number of hops.
     fn difficulty(&self, task: &Self::Task) -> String;
 }

@@ -102,6 +102,7 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
             tokens,
             steps: Vec::new(),
             last_observation: String::new(),
+            found_all: false,
             success: false,
         };
         let sequence = self.engine.decoder().open_sequence();
@@ -244,6 +245,7 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
     fn finish(&mut self, mut live: Live<E::State>) -> (usize, Episode) {
         self.engine.decoder().close(live.sequence);
         let task = &self.tasks[live.index];
+        live.episode.found_all = self.world.has_found_all(task, &live.state);
         live.episode.success = self.world.end(task, &live.state) == Some(End::Success);
         let actions: Vec<String> = live.episode.steps.iter().filter_map(|it| it.action.clone()).collect();
         let path: Vec<(String, E::State)> = actions.into_iter().zip(live.states.iter().skip(1).cloned()).collect();

@@ -55,6 +55,8 @@ pub struct Episode {
     pub steps: Vec<PlayedStep>,
     /// What the world said at the end.
     pub last_observation: String,
+    /// Whether the policy was shown all that success needed; see [`fsq_environments::Environment::has_found_all`].
+    pub found_all: bool,
     /// Whether the verifier accepted.
     pub success: bool,
 }

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::coded::{Grid, Parts};
 use crate::search;
 
 /// One block of weights, exactly as it lies in a GGUF file. Every implementation has an alignment of one byte, so
@@ -23,6 +24,19 @@ pub trait BlockFormat: Pod + Send + Sync {
     /// The dot product with a block of activations. Products are summed as integers where the format has integer
     /// levels.
     fn dot_block(&self, activations: &Self::Activation) -> f32;
+
+    /// How its weights follow from scales and codes; `None` where nothing is to be searched for.
+    const GRID: Option<&'static Grid> = None;
+
+    /// Takes a block apart; `None` without a grid.
+    fn parts(&self) -> Option<Parts> {
+        None
+    }
+
+    /// Puts a block together from numbers within its grid; `None` without one.
+    fn from_parts(_parts: &Parts) -> Option<Self> {
+        None
+    }
 
     /// Encodes `weights` (`[cols]`, one row when `importance` is given, else any number of whole rows).
     ///
@@ -98,6 +112,9 @@ pub trait Activation: Pod + Send + Sync {
 pub struct Half([u8; 2]);
 
 impl Half {
+    /// Nothing.
+    pub(crate) const ZERO: Self = Self([0; 2]);
+
     /// The nearest half, ties to even; too large becomes infinity.
     pub fn from_f32(value: f32) -> Self {
         Self(half::f16::from_f32(value).to_le_bytes())

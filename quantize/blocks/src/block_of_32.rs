@@ -2,6 +2,7 @@
 
 use crate::activations::{Q8_0, Q8_1};
 use crate::block::{ColumnImportance, Half};
+use crate::coded::{Grid, Parts};
 use crate::search::{self, Trials};
 
 /// Weights per block (`QK4_0` and its likes).
@@ -49,6 +50,23 @@ pub(crate) fn fit_affine(
         None => search::span(level_max, x, &mut levels),
     };
     (Half::from_f32(d), Half::from_f32(minimum), levels)
+}
+
+/// The grid of a block with one unit and those levels; `minimum` is -1 where it has a minimum, too.
+pub(crate) const fn grid(levels: &'static [i8], minimum: i16) -> Grid {
+    Grid { group: WEIGHTS, scales: (1, 1), minima: (minimum, minimum), levels }
+}
+
+/// The units of a block taken apart; `minimum` as in [`grid`].
+pub(crate) fn parts([d, d_min]: [Half; 2], minimum: i16) -> Parts {
+    let mut parts = Parts { d, d_min, ..Parts::ZERO };
+    (parts.scales[0], parts.minima[0]) = (1, minimum);
+    parts
+}
+
+/// The codes of a block of 32.
+pub(crate) fn codes(parts: &Parts) -> &[u8; WEIGHTS] {
+    &parts.codes.as_chunks().0[0]
 }
 
 /// `weight = d · level`.

@@ -1,6 +1,8 @@
 //! The one table of formats; knows nothing of how any of them works.
 
 use crate::block::{Activation, BlockFormat};
+use crate::coded::{Grid, Parts};
+use crate::descent::descend;
 use crate::formats;
 
 /// Work that is the same for every format: [`Format::visit`] calls it with the block type.
@@ -155,6 +157,62 @@ impl Format {
         self.visit(Encode { weights, importance, out });
     }
 
+    /// As [`Format::encode`], and then descends, block by block, to codes of less error: Σ importance · (decoded -
+    /// weight)². Never more of it than [`Format::encode`] leaves. Without importance all columns count the same.
+    ///
+    /// # Panics
+    /// As [`Format::encode`].
+    pub fn encode_by_descent(self, weights: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        self.encode(weights, importance, out);
+        self.visit(Descend { weights, importance, out });
+    }
+
+    /// How weights follow from scales and codes; `None` where nothing is to be searched for.
+    pub fn grid(self) -> Option<&'static Grid> {
+        struct OfFormat;
+        impl FormatVisitor for OfFormat {
+            type Output = Option<&'static Grid>;
+            fn visit<F: BlockFormat>(self) -> Self::Output {
+                F::GRID
+            }
+        }
+        self.visit(OfFormat)
+    }
+
+    /// Takes the blocks of some rows apart; none where there is no grid.
+    ///
+    /// # Panics
+    /// When the bytes are not whole blocks.
+    pub fn take_apart(self, bytes: &[u8]) -> Vec<Parts> {
+        struct TakeApart<'a>(&'a [u8]);
+        impl FormatVisitor for TakeApart<'_> {
+            type Output = Vec<Parts>;
+            fn visit<F: BlockFormat>(self) -> Vec<Parts> {
+                bytemuck::cast_slice::<u8, F>(self.0).iter().filter_map(F::parts).collect()
+            }
+        }
+        self.visit(TakeApart(bytes))
+    }
+
+    /// Puts blocks together from numbers within the grid of the format.
+    ///
+    /// # Panics
+    /// When `out` is not as long as the blocks are, or the format has no grid.
+    pub fn put_together(self, parts: &[Parts], out: &mut [u8]) {
+        struct PutTogether<'a>(&'a [Parts], &'a mut [u8]);
+        impl FormatVisitor for PutTogether<'_> {
+            type Output = ();
+            fn visit<F: BlockFormat>(self) {
+                let blocks: &mut [F] = bytemuck::cast_slice_mut(self.1);
+                assert_eq!(blocks.len(), self.0.len(), "as many blocks as numbers");
+                for (block, parts) in blocks.iter_mut().zip(self.0) {
+                    *block = F::from_parts(parts).expect("a format with a grid");
+                }
+            }
+        }
+        self.visit(PutTogether(parts, out));
+    }
+
     /// Decodes `bytes` into `weights`.
     ///
     /// # Panics
@@ -195,6 +253,31 @@ impl FormatVisitor for Encode<'_> {
         crate::block::assert_fits(self.weights.len(), blocks.len(), F::WEIGHTS);
         for (row, blocks) in self.weights.chunks_exact(cols).zip(blocks.chunks_exact_mut(cols / F::WEIGHTS)) {
             F::encode(row, Some(importance), blocks);
+        }
+    }
+}
+
+struct Descend<'a> {
+    weights: &'a [f32],
+    importance: Option<&'a [f32]>,
+    out: &'a mut [u8],
+}
+
+impl FormatVisitor for Descend<'_> {
+    type Output = ();
+    fn visit<F: BlockFormat>(self) {
+        let Some(grid) = F::GRID else { return };
+        let blocks: &mut [F] = bytemuck::cast_slice_mut(self.out);
+        let blocks_of_row = self.importance.map_or(1, |it| it.len() / F::WEIGHTS).max(1);
+        let ones = vec![1.0; F::WEIGHTS];
+        for (index, (weights, block)) in self.weights.chunks_exact(F::WEIGHTS).zip(blocks).enumerate() {
+            let columns =
+                self.importance.and_then(|it| it.get(index % blocks_of_row * F::WEIGHTS..)?.get(..F::WEIGHTS));
+            let columns = columns.filter(|it| it.iter().any(|it| *it > 0.0)).unwrap_or(&ones);
+            if let Some(mut parts) = block.parts() {
+                descend(grid, weights, columns, &mut parts);
+                *block = F::from_parts(&parts).unwrap_or(*block);
+            }
         }
     }
 }

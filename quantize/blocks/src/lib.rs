@@ -17,6 +17,8 @@ pub mod activations;
 mod block;
 mod block_of_32;
 mod codebook;
+pub mod coded;
+mod descent;
 mod format;
 pub mod formats;
 mod nibbles;

@@ -2,6 +2,7 @@
 
 use crate::activations::Q8_K;
 use crate::block::Half;
+use crate::coded::Parts;
 use crate::search::{self, Trials, nearest};
 
 /// Weights per super-block (`QK_K`).
@@ -39,6 +40,35 @@ pub(crate) struct Fitted {
     pub(crate) scales: [u8; 16],
     pub(crate) minima: [u8; 16],
     pub(crate) levels: [u8; WEIGHTS],
+}
+
+impl From<&Parts> for Fitted {
+    fn from(parts: &Parts) -> Self {
+        let Parts { d, d_min, scales, minima, codes } = *parts;
+        Self { d, d_min, scales: scales.map(|it| it as u8), minima: minima.map(|it| it as u8), levels: codes }
+    }
+}
+
+/// The numbers of a block whose groups have scales and minima, and whose least level is 0.
+pub(crate) fn affine_parts(
+    [d, d_min]: [Half; 2],
+    scales_and_minima: impl Iterator<Item = (u8, u8)>,
+    levels: &[i8; WEIGHTS],
+) -> Parts {
+    let mut parts = Parts { d, d_min, ..Parts::ZERO }.with_levels(0, levels);
+    for (index, (scale, minimum)) in scales_and_minima.enumerate() {
+        (parts.scales[index], parts.minima[index]) = (scale.into(), minimum.into());
+    }
+    parts
+}
+
+/// The numbers of a block whose groups have scales, and whose least level is `first`.
+pub(crate) fn symmetric_parts(d: Half, scale: impl Fn(usize) -> i8, group: usize, first: i8, levels: &[i8]) -> Parts {
+    let mut parts = Parts { d, ..Parts::ZERO }.with_levels(first, levels);
+    for index in 0..WEIGHTS / group {
+        parts.scales[index] = scale(index).into();
+    }
+    parts
 }
 
 impl Affine {

@@ -52,6 +52,37 @@ impl Adapter {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
+    /// Several adapters as one with the same update, `Σ scale · B · A`: their ranks side by side. `None` of none.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "ranks have four digits each")]
+    pub fn joined(adapters: &[Self]) -> Option<Self> {
+        if let [] | [_] = adapters {
+            return adapters.first().cloned();
+        }
+        let rank = adapters.iter().map(|it| it.rank).sum();
+        let mut pairs: BTreeMap<String, LoraPair> = BTreeMap::new();
+        let mut start = 0;
+        for adapter in adapters {
+            for (module, pair) in &adapter.pairs {
+                let (inputs, outputs) = (pair.inputs, pair.outputs);
+                let whole = pairs.entry(module.clone()).or_insert_with(|| LoraPair {
+                    a: vec![0.0; rank * inputs],
+                    b: vec![0.0; outputs * rank],
+                    rank,
+                    inputs,
+                    outputs,
+                });
+                whole.a[start * inputs..(start + pair.rank) * inputs].copy_from_slice(&pair.a);
+                for (row, own) in whole.b.chunks_exact_mut(rank).zip(pair.b.chunks_exact(pair.rank)) {
+                    let scaled = own.iter().map(|it| it * adapter.scale());
+                    row[start..start + pair.rank].iter_mut().zip(scaled).for_each(|(to, it)| *to = it);
+                }
+            }
+            start += adapter.rank;
+        }
+        Some(Self { rank, alpha: rank as f32, rslora: false, pairs })
+    }
+
     /// Reads an adapter folder.
     ///
     /// # Errors
@@ -59,6 +90,7 @@ impl Adapter {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let config_path = path.join("adapter_config.json");
         let config = read_json(&config_path)?;
+        check_kind(&config_path, &config)?;
         let (rank, alpha) = read_scale(&config_path, &config)?;
         let file = SafetensorsFile::open(&path.join("adapter_model.safetensors"))?;
         let mut pairs = BTreeMap::new();
@@ -121,6 +153,35 @@ impl Adapter {
             "target_modules": modules,
         })
     }
+}
+
+/// Refuses what would change the update and is not read: each of these would merge another adapter than was trained.
+fn check_kind(path: &Path, config: &Value) -> Result<(), CheckpointError> {
+    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
+    if kind != "LORA" {
+        return Err(CheckpointError::field(path, "peft_type", "LORA", kind));
+    }
+    let is_plain = |it: &Value| match it {
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(elements) => elements.is_empty(),
+        other => matches!(other, Value::Null | Value::Bool(false)) || other == "none",
+    };
+    let others = [
+        "use_dora",
+        "use_qalora",
+        "fan_in_fan_out",
+        "alpha_pattern",
+        "rank_pattern",
+        "bias",
+        "modules_to_save",
+        "layer_replication",
+    ];
+    for field in others {
+        if let Some(found) = config.get(field).filter(|it| !is_plain(it)) {
+            return Err(CheckpointError::field(path, field, "plain LoRA, without it", found.to_string()));
+        }
+    }
+    Ok(())
 }
 
 fn read_scale(path: &Path, config: &Value) -> Result<(usize, f32), CheckpointError> {

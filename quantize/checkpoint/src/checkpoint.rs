@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use half::{bf16, f16};
@@ -102,6 +103,7 @@ impl Checkpoint {
         tokenizer_json: String,
         chat_template: Option<String>,
     ) -> Result<Self, CheckpointError> {
+        refuse_quantized(config_path, config)?;
         let dimensions = Dimensions::from_config(config_path, config)?;
         let mut places = HashMap::new();
         for (index, file) in files.iter().enumerate() {
@@ -141,6 +143,17 @@ impl Checkpoint {
         self.places.get(hf_name).and_then(|it| self.files[*it].shape(hf_name))
     }
 
+    /// How a tensor is stored, if it is there and made of floats.
+    #[must_use]
+    pub fn stored(&self, hf_name: &str) -> Option<StoredType> {
+        match self.places.get(hf_name).and_then(|it| self.files[*it].dtype(hf_name))? {
+            Dtype::F32 => Some(StoredType::F32),
+            Dtype::F16 => Some(StoredType::F16),
+            Dtype::BF16 => Some(StoredType::BF16),
+            _ => None,
+        }
+    }
+
     /// A tensor's values, row-major, widened to f32.
     ///
     /// # Errors
@@ -148,6 +161,15 @@ impl Checkpoint {
     pub fn tensor_f32(&self, hf_name: &str) -> Result<Vec<f32>, CheckpointError> {
         let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: hf_name.into() };
         self.files[*self.places.get(hf_name).ok_or_else(missing)?].f32(hf_name)
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor_f32`].
+    pub fn rows_f32(&self, hf_name: &str, rows: &Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: hf_name.into() };
+        self.files[*self.places.get(hf_name).ok_or_else(missing)?].rows_f32(hf_name, rows)
     }
 
     /// A tensor's bytes as stored, for digests.
@@ -314,18 +336,46 @@ fn open_shards(path: &Path) -> Result<Vec<SafetensorsFile>, CheckpointError> {
     let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
         CheckpointError::field(&index_path, "weight_map", "an object of tensor names", "something else")
     })?;
-    let mut shards: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    shards.sort_unstable();
-    shards.dedup();
+    let mut shards: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        let shown = || shard.to_string();
+        let field = || format!("weight_map.{tensor}");
+        let shard = shard
+            .as_str()
+            .ok_or_else(|| CheckpointError::field(&index_path, &field(), "the name of a file", shown()))?;
+        shards.entry(shard).or_default().push(tensor);
+    }
     let mut files = Vec::new();
-    for shard in shards {
+    for (shard, tensors) in shards {
         let inside = Path::new(shard).components().all(|it| matches!(it, Component::Normal(_)));
         if !inside {
             return Err(CheckpointError::ShardPath { path: index_path, shard: shard.into() });
         }
-        files.push(SafetensorsFile::open(&path.join(shard))?);
+        let file = SafetensorsFile::open(&path.join(shard))?;
+        // A shard of another download would be found here, not after an hour of work.
+        if let Some(tensor) = tensors.into_iter().find(|it| file.shape(it).is_none()) {
+            let (path, name, shard) = (index_path, tensor.clone(), shard.into());
+            return Err(CheckpointError::IndexedTensor { path, name, shard });
+        }
+        files.push(file);
     }
     Ok(files)
+}
+
+/// Refuses weights that lie on a grid already: adapters merged there are rounded away again, and what is rounded twice
+/// loses twice.
+fn refuse_quantized(path: &Path, config: &Value) -> Result<(), CheckpointError> {
+    let Some(found) = config.get("quantization_config").filter(|it| !it.is_null()) else { return Ok(()) };
+    let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+    let bits = ["bits", "load_in_4bit", "load_in_8bit"].iter().find_map(|key| match (*key, found.get(key)?) {
+        ("bits", bits) => bits.as_u64(),
+        ("load_in_4bit", Value::Bool(true)) => Some(4),
+        ("load_in_8bit", Value::Bool(true)) => Some(8),
+        _ => None,
+    });
+    let bits = bits.map_or_else(String::new, |it| format!(" in {it} bits"));
+    let expected = "the weights it was made from: rounding to a grid again erases merged adapters and loses twice";
+    Err(CheckpointError::field(path, "quantization_config", expected, format!("weights quantized by {method}{bits}")))
 }
 
 fn token_ids(value: Option<&Value>) -> Vec<u32> {

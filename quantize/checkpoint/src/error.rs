@@ -61,6 +61,16 @@ pub enum CheckpointError {
         /// The stored shape.
         found: Vec<usize>,
     },
+    /// The index names a tensor that its shard does not have.
+    #[error("{}: tensor `{name}`: expected it in shard `{shard}`, found no such tensor there", path.display())]
+    IndexedTensor {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor's Hugging Face name.
+        name: String,
+        /// The shard as written.
+        shard: String,
+    },
     /// A shard's name leaves the checkpoint's folder.
     #[error("{}: shard `{shard}` lies outside the checkpoint's folder", path.display())]
     ShardPath {

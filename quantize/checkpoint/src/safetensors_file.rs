@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,10 @@ use crate::CheckpointError;
 
 /// Largest header that is read; the reference reader's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Bytes that are widened at a time; a multiple of every float's length.
+const PIECE_BYTES: usize = 1 << 20;
+const TOO_LARGE: &str = "a tensor too large for this machine";
 
 /// Where the bytes are.
 enum Source {
@@ -80,33 +85,67 @@ impl SafetensorsFile {
 
     /// The stored bytes of a tensor.
     pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let info = self
-            .metadata
-            .info(name)
-            .ok_or_else(|| CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() })?;
-        let (start, end) = info.data_offsets;
-        let offset = self.data_start + start as u64;
-        match &self.source {
-            Source::Bytes(bytes) => {
-                let offset = usize::try_from(offset).map_err(|_| damaged(&self.path, "offset too large".into()))?;
-                Ok(bytes[offset..offset + (end - start)].to_vec())
-            }
-            Source::File(file) => {
-                let mut bytes = vec![0; end - start];
-                file.read_exact_at(&mut bytes, offset).map_err(|it| CheckpointError::io(&self.path, it))?;
-                Ok(bytes)
-            }
+        let range = self.range(name)?;
+        let n_bytes = usize::try_from(range.end - range.start).map_err(|_| damaged(&self.path, TOO_LARGE.into()))?;
+        let mut bytes = vec![0; n_bytes];
+        self.read(&mut bytes, range.start)?;
+        Ok(bytes)
+    }
+
+    /// A tensor's values, widened to f32 as they are read: its stored bytes are never there as a whole.
+    pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let n_rows = self.shape(name).and_then(|it| it.first().copied()).unwrap_or(1);
+        self.rows_f32(name, &(0..n_rows))
+    }
+
+    /// The same of some rows. Those that the tensor does not have are not read.
+    pub(crate) fn rows_f32(&self, name: &str, rows: &Range<usize>) -> Result<Vec<f32>, CheckpointError> {
+        let whole = self.range(name)?;
+        let n_rows = self.shape(name).and_then(|it| it.first().copied()).unwrap_or(1).max(1) as u64;
+        let row_bytes = (whole.end - whole.start) / n_rows;
+        let [start, end] = [rows.start, rows.end].map(|it| whole.start + row_bytes * n_rows.min(it as u64));
+        let range = start..end;
+        match self.dtype(name) {
+            Some(Dtype::F32) => self.widened(&range, f32::from_le_bytes),
+            Some(Dtype::F16) => self.widened(&range, |it| f16::from_le_bytes(it).to_f32()),
+            Some(Dtype::BF16) => self.widened(&range, |it| bf16::from_le_bytes(it).to_f32()),
+            other => Err(CheckpointError::field(&self.path, name, "F32, F16 or BF16", format!("{other:?}"))),
         }
     }
 
-    /// A tensor's values, widened to f32.
-    pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let bytes = self.bytes(name)?;
-        match self.dtype(name) {
-            Some(Dtype::F32) => Ok(words(&bytes).map(f32::from_le_bytes).collect()),
-            Some(Dtype::F16) => Ok(words(&bytes).map(|it| f16::from_le_bytes(it).to_f32()).collect()),
-            Some(Dtype::BF16) => Ok(words(&bytes).map(|it| bf16::from_le_bytes(it).to_f32()).collect()),
-            other => Err(CheckpointError::field(&self.path, name, "F32, F16 or BF16", format!("{other:?}"))),
+    fn widened<const N: usize>(
+        &self,
+        range: &Range<u64>,
+        widen: impl Fn([u8; N]) -> f32,
+    ) -> Result<Vec<f32>, CheckpointError> {
+        let n_values = usize::try_from((range.end - range.start) / N as u64);
+        let mut values = Vec::with_capacity(n_values.map_err(|_| damaged(&self.path, TOO_LARGE.into()))?);
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut at = range.start;
+        while at < range.end {
+            let n_bytes = usize::try_from(range.end - at).map_or(PIECE_BYTES, |it| it.min(PIECE_BYTES));
+            self.read(&mut piece[..n_bytes], at)?;
+            values.extend(words(&piece[..n_bytes]).map(&widen));
+            at += n_bytes as u64;
+        }
+        Ok(values)
+    }
+
+    /// Where a tensor's bytes lie in the file.
+    fn range(&self, name: &str) -> Result<Range<u64>, CheckpointError> {
+        let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() };
+        let (start, end) = self.metadata.info(name).ok_or_else(missing)?.data_offsets;
+        Ok(self.data_start + start as u64..self.data_start + end as u64)
+    }
+
+    fn read(&self, into: &mut [u8], offset: u64) -> Result<(), CheckpointError> {
+        match &self.source {
+            Source::Bytes(bytes) => {
+                let offset = usize::try_from(offset).map_err(|_| damaged(&self.path, TOO_LARGE.into()))?;
+                into.copy_from_slice(&bytes[offset..offset + into.len()]);
+                Ok(())
+            }
+            Source::File(file) => file.read_exact_at(into, offset).map_err(|it| CheckpointError::io(&self.path, it)),
         }
     }
 }

@@ -30,14 +30,14 @@ pub use metadata::{Array, FromValue, Metadata, Value};
 pub use part::Part;
 pub use reader::{Gguf, TensorInfo, TensorView};
 pub use survey::Survey;
-pub use writer::{Draft, FinishedDraft, TensorSpec, rewrite_metadata};
+pub use writer::{Draft, FinishedDraft, TensorSpec, file_bytes, rewrite_metadata};
 
 /// What a file begins with.
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is written. Version 2 has the same layout; version 1 had 32-bit lengths and is not read.
 pub(crate) const VERSION: u32 = 3;
 /// The alignment of tensors in files that do not name one.
-pub(crate) const ALIGNMENT_DEFAULT: u32 = 32;
+pub const ALIGNMENT_DEFAULT: u32 = 32;
 /// The key that names another.
 pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 /// The largest alignment that is believed: a page of the largest kind in use.

@@ -10,6 +10,9 @@ use crate::header::{Header, ToldTensor};
 use crate::memory::Memory;
 use crate::{ALIGNMENT_DEFAULT, ALIGNMENT_KEY, ALIGNMENT_MAX, DIMENSIONS_MAX, GgufError, Metadata, TensorInfo};
 
+/// Bytes of a file that are resident at a time while it is digested.
+const DIGEST_BYTES: usize = 4 << 20;
+
 /// One file of a policy: the only one, or one of several.
 pub struct Part {
     path: PathBuf,
@@ -76,7 +79,29 @@ impl Part {
 
     /// SHA-256 of the whole file.
     pub fn sha256(&self) -> [u8; 32] {
-        Sha256::digest(self.bytes()).into()
+        let mut digest = Sha256::new();
+        self.add_to(&mut digest);
+        digest.finalize().into()
+    }
+
+    /// Adds the whole file to a digest.
+    pub(crate) fn add_to(&self, digest: &mut Sha256) {
+        self.add_range_to(digest, 0..self.bytes().len());
+    }
+
+    /// Adds everything after the header.
+    pub(crate) fn add_data_to(&self, digest: &mut Sha256) {
+        self.add_range_to(digest, self.data_start..self.bytes().len());
+    }
+
+    /// Adds some bytes, and lets go of their memory on the way: a file is not to be resident twice because someone
+    /// checked it before its weights were loaded.
+    fn add_range_to(&self, digest: &mut Sha256, range: std::ops::Range<usize>) {
+        for start in range.clone().step_by(DIGEST_BYTES) {
+            let part = start..(start + DIGEST_BYTES).min(range.end);
+            digest.update(&self.bytes()[part.clone()]);
+            self.memory.release(part);
+        }
     }
 }
 

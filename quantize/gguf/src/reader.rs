@@ -200,17 +200,17 @@ impl Gguf {
 
     /// SHA-256 of everything after the header, part after part: equal for files that differ in metadata only.
     pub fn data_sha256(&self) -> [u8; 32] {
-        self.digest(Part::data)
+        self.digest(Part::add_data_to)
     }
 
     /// SHA-256 of the whole file, or of its parts one after another.
     pub fn file_sha256(&self) -> [u8; 32] {
-        self.digest(Part::bytes)
+        self.digest(Part::add_to)
     }
 
-    fn digest(&self, bytes: impl Fn(&Part) -> &[u8]) -> [u8; 32] {
+    fn digest(&self, add: impl Fn(&Part, &mut Sha256)) -> [u8; 32] {
         let mut digest = Sha256::new();
-        self.parts.iter().for_each(|it| digest.update(bytes(it)));
+        self.parts.iter().for_each(|it| add(it, &mut digest));
         digest.finalize().into()
     }
 }

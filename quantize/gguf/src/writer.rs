@@ -1,11 +1,12 @@
 //! Writing: under a temporary name in the folder of the final one, synced, then renamed.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use fsq_blocks::Format;
+use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::metadata::{Array, Value};
@@ -56,28 +57,55 @@ impl Draft {
     /// # Errors
     /// When the folder cannot be written, or a key, name or shape cannot be in a file.
     pub fn create(final_path: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<Self, GgufError> {
-        let alignment = alignment(final_path, metadata)?;
-        let mut placed = Vec::with_capacity(tensors.len());
-        let mut offset = 0u64;
-        for tensor in tensors {
-            let shape: Vec<u64> = tensor.shape.iter().map(|it| *it as u64).collect();
-            let (_, n_bytes) = checked_shape(final_path, &tensor.name, tensor.format, &shape)?;
-            let n_bytes = n_bytes as u64;
-            placed.push(Placed { name: tensor.name.clone(), format: tensor.format, shape, offset, n_bytes });
-            let end = offset.checked_add(n_bytes).and_then(|it| it.checked_next_multiple_of(alignment.into()));
-            offset = end.ok_or_else(|| GgufError::Shape {
-                path: final_path.into(),
-                tensor: tensor.name.clone(),
-                found: tensor.shape.iter().map(|it| *it as u64).collect(),
-            })?;
-        }
+        let (placed, alignment) = place(final_path, metadata, tensors)?;
         Self::begin(final_path, metadata, placed, alignment)
+    }
+
+    /// Goes on with the draft that a killed process left beside `final_path`, or begins it, under a name without chance
+    /// in it: only one process may do so at a time.
+    ///
+    /// `whole` has the SHA-256 of the first tensors, as that process noted them. Those whose bytes still have it stay,
+    /// and everything after them is cut off. Says how many stay.
+    ///
+    /// # Errors
+    /// As [`Draft::create`].
+    pub fn resume(
+        final_path: &Path,
+        metadata: &Metadata,
+        tensors: &[TensorSpec],
+        whole: &[[u8; 32]],
+    ) -> Result<(Self, usize), GgufError> {
+        let (placed, alignment) = place(final_path, metadata, tensors)?;
+        check_names(final_path, metadata, &placed)?;
+        let header = padded_header(metadata, &placed, alignment);
+        let mut name = std::ffi::OsString::from(".");
+        name.push(final_path.file_name().unwrap_or_default());
+        name.push(".draft");
+        let path = folder_of(final_path).join(name);
+        let fault = |it| GgufError::io(&path, it);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = opened.map_err(fault)?;
+        let n_kept = whole_tensors(&mut file, &header, &placed, whole).map_err(fault)?;
+        let data_end = match n_kept.map(|it| placed.get(it).map(|it| it.offset)) {
+            // All of them: the last one's padding may be missing.
+            Some(None) => placed.last().map_or(0, |it| (it.offset + it.n_bytes).next_multiple_of(alignment.into())),
+            Some(Some(offset)) => offset,
+            None => 0,
+        };
+        let end = n_kept.map_or(0, |_| header.len() as u64 + data_end);
+        file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(fault)?;
+        let temporary = NamedTempFile::from_parts(file, TempPath::try_from_path(&path).map_err(fault)?);
+        let (file, turn) = (BufWriter::new(temporary), n_kept.unwrap_or(0));
+        let mut draft = Self { file, final_path: final_path.into(), tensors: placed, alignment, turn, n_written: 0 };
+        if n_kept.is_none() {
+            draft.put(&header)?;
+        }
+        Ok((draft, turn))
     }
 
     fn begin(final_path: &Path, metadata: &Metadata, tensors: Vec<Placed>, alignment: u32) -> Result<Self, GgufError> {
         check_names(final_path, metadata, &tensors)?;
-        let mut header = header(metadata, &tensors);
-        header.resize(header.len().next_multiple_of(alignment as usize), 0);
+        let header = padded_header(metadata, &tensors, alignment);
         let file = temporary(final_path)?;
         let mut draft = Self {
             file: BufWriter::new(file),
@@ -134,6 +162,37 @@ impl Draft {
     }
 }
 
+/// How long a file of this metadata and these tensors is, in bytes.
+///
+/// # Errors
+/// When a shape cannot be in a file.
+pub fn file_bytes(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<u64, GgufError> {
+    let (placed, alignment) = place(Path::new(""), metadata, tensors)?;
+    let header = padded_header(metadata, &placed, alignment).len() as u64;
+    let data = placed.last().map_or(0, |it| (it.offset + it.n_bytes).next_multiple_of(alignment.into()));
+    Ok(header + data)
+}
+
+/// Where each tensor begins, and what all are aligned to.
+fn place(path: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(Vec<Placed>, u32), GgufError> {
+    let alignment = alignment(path, metadata)?;
+    let mut placed = Vec::with_capacity(tensors.len());
+    let mut offset = 0u64;
+    for tensor in tensors {
+        let shape: Vec<u64> = tensor.shape.iter().map(|it| *it as u64).collect();
+        let (_, n_bytes) = checked_shape(path, &tensor.name, tensor.format, &shape)?;
+        let n_bytes = n_bytes as u64;
+        placed.push(Placed { name: tensor.name.clone(), format: tensor.format, shape, offset, n_bytes });
+        let end = offset.checked_add(n_bytes).and_then(|it| it.checked_next_multiple_of(alignment.into()));
+        offset = end.ok_or_else(|| GgufError::Shape {
+            path: path.into(),
+            tensor: tensor.name.clone(),
+            found: tensor.shape.iter().map(|it| *it as u64).collect(),
+        })?;
+    }
+    Ok((placed, alignment))
+}
+
 impl FinishedDraft {
     /// Where the file lies until it is published: it can be opened, judged and measured there.
     pub fn path(&self) -> &Path {
@@ -188,6 +247,35 @@ pub fn rewrite_metadata(source: &Gguf, metadata: &Metadata, final_path: &Path) -
     draft.put(whole.data())?;
     draft.turn = draft.tensors.len();
     draft.finish()
+}
+
+/// How many of the first tensors a file still has as their digests say; `None` where it begins with another header.
+fn whole_tensors(
+    file: &mut File,
+    header: &[u8],
+    placed: &[Placed],
+    digests: &[[u8; 32]],
+) -> std::io::Result<Option<usize>> {
+    let mut found = Vec::with_capacity(header.len());
+    (&mut *file).take(header.len() as u64).read_to_end(&mut found)?;
+    if found != header {
+        return Ok(None);
+    }
+    for (index, (placed, expected)) in placed.iter().zip(digests).enumerate() {
+        file.seek(SeekFrom::Start(header.len() as u64 + placed.offset))?;
+        let mut digest = Sha256::new();
+        let n_read = std::io::copy(&mut (&mut *file).take(placed.n_bytes), &mut digest)?;
+        if n_read != placed.n_bytes || digest.finalize()[..] != expected[..] {
+            return Ok(Some(index));
+        }
+    }
+    Ok(Some(digests.len().min(placed.len())))
+}
+
+fn padded_header(metadata: &Metadata, tensors: &[Placed], alignment: u32) -> Vec<u8> {
+    let mut header = header(metadata, tensors);
+    header.resize(header.len().next_multiple_of(alignment as usize), 0);
+    header
 }
 
 fn folder_of(path: &Path) -> &Path {

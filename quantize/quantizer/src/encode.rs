@@ -1,20 +1,20 @@
 //! From weights to a file: tensor by tensor, rows in parallel; knows no recipe.
 
-use std::path::Path;
+use std::ops::Range;
 
 use fsq_blocks::Format;
 use fsq_checkpoint::architecture::permute_rotary_rows;
-use fsq_checkpoint::{Adapter, Checkpoint};
-use fsq_gguf::{Draft, FinishedDraft, TensorSpec};
+use fsq_checkpoint::{Adapter, Checkpoint, TensorName};
+use fsq_gguf::{FinishedDraft, Metadata, TensorSpec};
 use rayon::prelude::*;
 
+use crate::codes::{Encoder, WEIGHTS_PER_TASK};
+use crate::growing::{Growing, Target};
 use crate::merge::{check_adapters, check_f16, merged};
-use crate::{Allocation, Importance, Plan, Provenance, QuantizeError, convert};
+use crate::{Allocation, Codes, Importance, Plan, Provenance, QuantizeError, convert};
 
 /// Weights encoded between two reports of progress: a few tenths of a second of one core in the slowest format.
 const WEIGHTS_PER_STEP: usize = 1 << 22;
-/// Weights that one task encodes: large enough to be worth handing out.
-const WEIGHTS_PER_TASK: usize = 1 << 14;
 
 /// A file encoded whole, not yet under its real name, and what became of each tensor.
 #[derive(Debug)]
@@ -42,82 +42,171 @@ pub struct EncodedTensor {
     pub relative_error: f64,
     /// Whether importance guided it.
     pub importance: bool,
+    /// How its codes were chosen; of experts, those of the first.
+    pub codes: Codes,
 }
 
-/// Merges the adapters, converts and encodes a checkpoint to a GGUF file beside `final_path`.
+/// Merges the adapters, converts and encodes a checkpoint to a GGUF file: beside a path, or from where a killed run left
+/// it, as the target says.
 ///
 /// `progress` is called with the number of weights done and of all weights.
 ///
 /// # Errors
 /// When an adapter, an override, the importance or the tokenizer does not fit the checkpoint, when a weight is not
 /// finite or too large for its format, or when the file cannot be written. Nothing is left behind then.
-pub fn quantize(
+pub fn quantize<'a>(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
     plan: &Plan,
     importance: Option<&Importance>,
     provenance: &Provenance,
-    final_path: &Path,
+    target: impl Into<Target<'a>>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Encoded, QuantizeError> {
     check_adapters(&checkpoint.dimensions, adapters)?;
     let allocations = plan.allocate(&checkpoint.dimensions, importance.is_some())?;
     check_importance(importance, &allocations)?;
-    let metadata = convert::metadata(checkpoint, plan, provenance)?;
-    let factors = convert::rope_tensors(&checkpoint.dimensions.options.rope);
-    let of_factors =
-        |it: &(&str, &[f32])| TensorSpec { name: it.0.into(), format: Format::F32, shape: vec![it.1.len()] };
-    let specs: Vec<TensorSpec> = factors.iter().map(of_factors).chain(specs(&allocations)).collect();
-    let mut draft = Draft::create(final_path, &metadata, &specs)?;
-    for (name, factors) in factors {
-        draft.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+    let (metadata, specs) = head(checkpoint, plan, &allocations, provenance)?;
+    let mut growing = Growing::begin(target.into(), &metadata, &specs)?;
+    for (name, factors) in convert::rope_tensors(&checkpoint.dimensions.options.rope) {
+        if !growing.has(name) {
+            growing.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
+            growing.note(name, None)?;
+        }
     }
     let n_weights = checkpoint.dimensions.parameters();
     let mut n_done = 0;
     progress(n_done, n_weights);
-    let mut tensors = Vec::with_capacity(allocations.len());
-    for allocation in &allocations {
-        let tensor = &allocation.tensor;
-        let mut weights = merged(checkpoint, adapters, tensor)?;
-        let columns = tensor.shape.last().copied().unwrap_or(1);
-        if let Some(heads) = tensor.permuted_heads {
-            let columns_of_a_row = weights.len() / tensor.shape[0];
-            weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
+    let mut tensors: Vec<(EncodedTensor, Sums)> = Vec::with_capacity(allocations.len());
+    let mut is_kept = false;
+    for (allocation, place) in allocations.iter().zip(matrix_places(&allocations)) {
+        let name = &allocation.tensor.gguf;
+        if place.0 == 0 {
+            let kept = growing.kept(allocation);
+            is_kept = kept.is_some();
+            n_done += kept.as_ref().map_or(0, |it| it.n_weights);
+            tensors.extend(kept.map(|it| (it, Sums::default())));
         }
-        if tensor.offset != 0.0 {
-            weights.iter_mut().for_each(|it| *it += tensor.offset);
+        if is_kept {
+            continue;
         }
+        let columns = allocation.tensor.shape.last().copied().unwrap_or(1);
+        let inputs = importance.map(|it| it.inputs((name, columns), place)).transpose()?.unwrap_or_default();
+        let encoder = Encoder::new(allocation.format, columns, plan.codes, &inputs);
+        let mut told = encode_matrix(&mut growing, (checkpoint, adapters), allocation, &encoder, &mut |n_rows| {
+            n_done += n_rows * columns;
+            progress(n_done, n_weights);
+        })?;
+        told.importance = inputs.squares.is_some();
+        tell(&mut tensors, allocation, allocation.tensor.shape.iter().product(), told);
+        if place.0 + 1 == place.1 {
+            growing.note(name, tensors.last().map(|it| &it.0))?;
+        }
+    }
+    let tensors = tensors.into_iter().map(|it| it.0).collect();
+    Ok(Encoded { draft: growing.finish()?, tensors })
+}
+
+/// Encodes the rows of one matrix, or a vector, some at a time; `done` is told of them.
+fn encode_matrix(
+    growing: &mut Growing,
+    (checkpoint, adapters): (&Checkpoint, &[Adapter]),
+    allocation: &Allocation,
+    encoder: &Encoder<'_>,
+    done: &mut dyn FnMut(usize),
+) -> Result<Told, QuantizeError> {
+    let tensor = &allocation.tensor;
+    let (n_rows, columns) = (tensor.shape[0], tensor.shape.last().copied().unwrap_or(1));
+    // Rows whose order changes, and those of encoders that look at all of them, are read together.
+    let is_whole = tensor.shape.len() == 1 || tensor.permuted_heads.is_some() || encoder.needs_all_rows();
+    let rows_per_step = (WEIGHTS_PER_STEP / columns).max(1);
+    let mut told = Told::default();
+    for start in (0..n_rows).step_by(if is_whole { n_rows.max(1) } else { rows_per_step }) {
+        let end = if is_whole { n_rows } else { n_rows.min(start + rows_per_step) };
+        let weights = stored(checkpoint, adapters, tensor, &(start..end))?;
         if allocation.format == Format::F16 {
             check_f16(&tensor.gguf, &weights)?;
         }
-        let columns_importance = importance.map(|it| it.of(allocation)).transpose()?.flatten();
-        let mut sums = Sums::default();
-        let rows_per_step = (WEIGHTS_PER_STEP / columns).max(1);
-        for rows in weights.chunks(rows_per_step * columns) {
-            let (bytes, step) = encode_rows(allocation, columns, rows, columns_importance)?;
-            draft.write(&tensor.gguf, &bytes)?;
-            sums = sums.plus(step);
-            n_done += rows.len();
-            progress(n_done, n_weights);
+        let at_once = if encoder.needs_all_rows() { weights.len() } else { rows_per_step * columns };
+        for rows in weights.chunks(at_once.max(1)) {
+            let (bytes, codes) = encoder.encode(rows);
+            told.sums = told.sums.plus(sums_of(allocation, columns, rows, &bytes)?);
+            told.codes = codes;
+            growing.write(&tensor.gguf, &bytes)?;
+            done(rows.len() / columns);
         }
-        tell(&mut tensors, allocation, weights.len(), sums, columns_importance.is_some());
     }
-    let tensors = tensors.into_iter().map(|it| it.0).collect();
-    Ok(Encoded { draft: draft.finish()?, tensors })
+    Ok(told)
+}
+
+/// Metadata and tensors of the file to be.
+fn head(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    allocations: &[Allocation],
+    provenance: &Provenance,
+) -> Result<(Metadata, Vec<TensorSpec>), QuantizeError> {
+    let factors = convert::rope_tensors(&checkpoint.dimensions.options.rope);
+    let of_factors =
+        |it: &(&str, &[f32])| TensorSpec { name: it.0.into(), format: Format::F32, shape: vec![it.1.len()] };
+    let specs = factors.iter().map(of_factors).chain(specs(allocations)).collect();
+    Ok((convert::metadata(checkpoint, plan, provenance)?, specs))
+}
+
+/// How long the file of a plan will be, in bytes. Some recipes choose otherwise when they are `weighted`.
+///
+/// # Errors
+/// As [`quantize`], but for what is wrong with weights.
+pub fn file_bytes(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    weighted: bool,
+    provenance: &Provenance,
+) -> Result<u64, QuantizeError> {
+    let allocations = plan.allocate(&checkpoint.dimensions, weighted)?;
+    let (metadata, specs) = head(checkpoint, plan, &allocations, provenance)?;
+    Ok(fsq_gguf::file_bytes(&metadata, &specs)?)
+}
+
+/// Rows of a tensor as the file is to hold them: merged, in the file's order, for which all are needed where it is
+/// another than the checkpoint's.
+pub(crate) fn stored(
+    checkpoint: &Checkpoint,
+    adapters: &[Adapter],
+    tensor: &TensorName,
+    rows: &Range<usize>,
+) -> Result<Vec<f32>, QuantizeError> {
+    let mut weights = merged(checkpoint, adapters, tensor, rows)?;
+    if let Some(heads) = tensor.permuted_heads {
+        let columns_of_a_row = weights.len() / tensor.shape[0];
+        weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
+    }
+    if tensor.offset != 0.0 {
+        weights.iter_mut().for_each(|it| *it += tensor.offset);
+    }
+    Ok(weights)
+}
+
+/// Of each allocation: which matrix of its tensor it is, and of how many. Only experts share a tensor.
+pub(crate) fn matrix_places(allocations: &[Allocation]) -> Vec<(usize, usize)> {
+    let same = allocations.chunk_by(|left, right| left.tensor.gguf == right.tensor.gguf);
+    same.flat_map(|it| (0..it.len()).map(|index| (index, it.len()))).collect()
+}
+
+/// What became of one matrix.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    sums: Sums,
+    importance: bool,
+    codes: Codes,
 }
 
 /// Adds a part to what is told of the tensors; experts that one tensor of the file holds are told as one.
-fn tell(
-    tensors: &mut Vec<(EncodedTensor, Sums)>,
-    allocation: &Allocation,
-    n_weights: usize,
-    sums: Sums,
-    has_importance: bool,
-) {
+fn tell(tensors: &mut Vec<(EncodedTensor, Sums)>, allocation: &Allocation, n_weights: usize, part: Told) {
     let name = &allocation.tensor.gguf;
     let n_bytes = n_weights / allocation.format.block_weights() * allocation.format.block_bytes();
     if let Some((told, of_experts)) = tensors.last_mut().filter(|it| it.0.name == *name) {
-        *of_experts = of_experts.plus(sums);
+        *of_experts = of_experts.plus(part.sums);
         told.n_weights += n_weights;
         told.n_bytes += n_bytes;
         told.relative_error = of_experts.relative();
@@ -129,15 +218,19 @@ fn tell(
         wanted: allocation.wanted.name(),
         n_weights,
         n_bytes,
-        relative_error: sums.relative(),
-        importance: has_importance && allocation.format.uses_importance(),
+        relative_error: part.sums.relative(),
+        importance: part.importance && (allocation.format.uses_importance() || part.codes != Codes::Stock),
+        codes: part.codes,
     };
-    tensors.push((told, sums));
+    tensors.push((told, part.sums));
 }
 
 fn check_importance(importance: Option<&Importance>, allocations: &[Allocation]) -> Result<(), QuantizeError> {
     let Some(importance) = importance else { return Ok(()) };
-    allocations.iter().try_for_each(|it| importance.of(it).map(|_| ()))
+    let places = matrix_places(allocations);
+    allocations.iter().zip(places).try_for_each(|(it, place)| {
+        importance.inputs((&it.tensor.gguf, it.tensor.shape.last().copied().unwrap_or(0)), place).map(|_| ())
+    })
 }
 
 /// Neighbours of one name, the experts of a block, become one tensor of three dimensions.
@@ -168,22 +261,15 @@ impl Sums {
     }
 }
 
-/// Encodes whole rows (`[rows, columns]`) and decodes them again to see what was lost.
-fn encode_rows(
-    allocation: &Allocation,
-    columns: usize,
-    rows: &[f32],
-    importance: Option<&[f32]>,
-) -> Result<(Vec<u8>, Sums), QuantizeError> {
+/// Decodes what whole rows (`[rows, columns]`) were encoded to, to see what was lost.
+fn sums_of(allocation: &Allocation, columns: usize, rows: &[f32], bytes: &[u8]) -> Result<Sums, QuantizeError> {
     let format = allocation.format;
     // The plan only gives a format whose blocks divide the rows.
     let row_bytes = columns / format.block_weights() * format.block_bytes();
     let rows_per_task = (WEIGHTS_PER_TASK / columns).max(1);
-    let mut bytes = vec![0; rows.len() / columns * row_bytes];
-    let tasks = rows.par_chunks(rows_per_task * columns).zip(bytes.par_chunks_mut(rows_per_task * row_bytes));
+    let tasks = rows.par_chunks(rows_per_task * columns).zip(bytes.par_chunks(rows_per_task * row_bytes));
     let parts: Vec<Sums> = tasks
         .map(|(weights, bytes)| {
-            format.encode(weights, importance, bytes);
             let mut decoded = vec![0.0; weights.len()];
             format.decode(bytes, &mut decoded);
             let mut sums = Sums::default();
@@ -204,5 +290,5 @@ fn encode_rows(
             found: rows.iter().fold(0.0, |largest, it| largest.max(it.abs())),
         });
     }
-    Ok((bytes, sums))
+    Ok(sums)
 }

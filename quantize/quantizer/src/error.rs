@@ -109,13 +109,51 @@ pub enum QuantizeError {
         /// Where.
         column: usize,
     },
-    /// A file that is not an importance matrix.
-    #[error("{}: expected an importance matrix, found {found}", path.display())]
+    /// A plan that cannot be read.
+    #[error("{}: {found}", path.display())]
+    PlanFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// Fewer bytes than the smallest formats take.
+    #[error("size of the file: expected at least {expected} bytes, found {found}")]
+    Budget {
+        /// What the file takes at least.
+        expected: u64,
+        /// What it may take.
+        found: u64,
+    },
+    /// Mean products of columns that cannot be some.
+    #[error("moments of `{tensor}`: expected {expected}, found {found}")]
+    Moments {
+        /// The tensor.
+        tensor: String,
+        /// What would have been right.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A file of importance that is damaged, or is something else.
+    #[error("{}: `{field}`: expected {expected}, found {found}", path.display())]
     ImportanceFile {
         /// The file.
         path: PathBuf,
-        /// What it is or lacks.
+        /// The key, tensor or number.
+        field: String,
+        /// What would have been right.
+        expected: String,
+        /// What stands there.
         found: String,
+    },
+    /// A file of importance that cannot be read.
+    #[error("{}: {source}", path.display())]
+    ImportanceRead {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A tokenizer that cannot be put into a GGUF file without changing what it does.
     #[error("tokenizer.json: `{field}`: expected {expected}, found {found}")]

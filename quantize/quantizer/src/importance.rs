@@ -1,116 +1,135 @@
-//! What a policy's inputs say about its weights: the mean square of each input column; knows no format.
+//! What a policy's inputs say about its weights: the mean square of each input column; knows no format of blocks.
+
+mod imatrix;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use fsq_blocks::Format;
-use fsq_gguf::{Draft, FinishedDraft, Gguf, Metadata, TensorSpec};
-
+use crate::QuantizeError;
+use crate::codes::Inputs;
 use crate::digest::Parts;
-use crate::{Allocation, QuantizeError};
+use crate::moments::MomentsByTensor;
 
-/// The mean square of each matrix's inputs, observed over some tokens.
+/// The squares of what each matrix reads, observed over some tokens, by the tensor's name in a GGUF file, such as
+/// `blk.0.attn_q.weight`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Importance {
-    /// Mean squares by the matrix's name in a GGUF file, such as `blk.0.attn_q.weight`; one for each column.
-    pub columns: BTreeMap<String, Vec<f32>>,
-    /// Tokens they were observed over.
-    pub n_tokens: u32,
+    /// By tensor.
+    pub tensors: BTreeMap<String, InputSquares>,
+    /// The mean products of columns, where they were observed: what error feedback needs.
+    pub moments: MomentsByTensor,
+    /// The same over tokens that the others have not seen: what decides whether error feedback was worth it.
+    pub held_out: MomentsByTensor,
+    /// How much it matters, where that was measured, what share of a tensor's outputs is off.
+    pub weights: BTreeMap<String, f64>,
 }
 
-const SUM_SUFFIX: &str = ".in_sum2";
-const COUNT_SUFFIX: &str = ".counts";
+/// The squares of what the matrices of one tensor read: one matrix, or one for each expert.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputSquares {
+    /// Sums of squares by column, `[matrices, columns]`.
+    pub sums: Vec<f32>,
+    /// Rows summed over, or their weights, `[matrices]`; zero for an expert that no token was sent to.
+    pub counts: Vec<f32>,
+}
+
+impl InputSquares {
+    /// The columns of a matrix.
+    fn n_columns(&self) -> usize {
+        self.sums.len() / self.counts.len().max(1)
+    }
+}
 
 impl Importance {
     /// SHA-256 over all of it.
     pub fn sha256(&self) -> [u8; 32] {
         let mut parts = Parts::new();
-        parts.add(&self.n_tokens.to_le_bytes());
-        for (name, columns) in &self.columns {
+        for (name, squares) in &self.tensors {
             parts.add(name.as_bytes());
-            parts.add_floats(columns);
+            parts.add_floats(&squares.sums);
+            parts.add_floats(&squares.counts);
+        }
+        for (name, moments) in self.moments.iter().chain(&self.held_out) {
+            parts.add(name.as_bytes());
+            parts.add_floats(moments.products());
+        }
+        for (name, weight) in &self.weights {
+            parts.add(name.as_bytes());
+            parts.add(&weight.to_le_bytes());
         }
         parts.finish()
     }
 
-    /// Checks what there is of one tensor.
-    pub(crate) fn of(&self, allocation: &Allocation) -> Result<Option<&[f32]>, QuantizeError> {
-        let tensor = &allocation.tensor;
-        let Some(columns) = self.columns.get(&tensor.gguf) else { return Ok(None) };
-        let expected = tensor.shape.last().copied().unwrap_or(0);
-        if columns.len() != expected {
-            let (tensor, found) = (tensor.gguf.clone(), columns.len());
-            return Err(QuantizeError::ImportanceColumns { tensor, expected, found });
-        }
-        match columns.iter().position(|it| !it.is_finite() || *it < 0.0) {
-            None => Ok(Some(columns)),
-            Some(column) => {
-                let found = columns[column];
-                Err(QuantizeError::ImportanceValue { tensor: tensor.gguf.clone(), found, column })
-            }
-        }
+    /// The most rows that a matrix was observed over: the tokens, where no rows were left out or weighted.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, saturated")]
+    pub fn n_tokens(&self) -> u32 {
+        self.tensors.values().flat_map(|it| &it.counts).fold(0.0f32, |most, it| most.max(*it)) as u32
     }
 
-    /// Writes it as llama.cpp's `imatrix` files are: for each matrix the sums of squares and the number of tokens.
+    /// What is known of the inputs of a matrix, the `expert`-th of the `n` that its tensor holds. There are no moments
+    /// of experts.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    #[expect(clippy::cast_precision_loss, reason = "the file holds the count as a float")]
-    pub fn write(&self, path: &Path, datasets: &[String]) -> Result<FinishedDraft, QuantizeError> {
-        let mut metadata = Metadata::new();
-        metadata.insert("general.type", "imatrix");
-        metadata.insert("imatrix.datasets", datasets.to_vec());
-        metadata.insert("imatrix.chunk_count", 1u32);
-        metadata.insert("imatrix.chunk_size", self.n_tokens);
-        let spec = |name: &str, suffix: &str, n: usize| TensorSpec {
-            name: format!("{name}{suffix}"),
-            format: Format::F32,
-            shape: vec![n, 1],
+    /// When it does not fit the tensor.
+    pub(crate) fn inputs(
+        &self,
+        (tensor, columns): (&str, usize),
+        place: (usize, usize),
+    ) -> Result<Inputs<'_>, QuantizeError> {
+        let of = |all: &'_ MomentsByTensor| -> Result<(), QuantizeError> {
+            match all.get(tensor) {
+                Some(moments) if moments.columns() != columns => Err(QuantizeError::ImportanceColumns {
+                    tensor: tensor.into(),
+                    expected: columns,
+                    found: moments.columns(),
+                }),
+                _ => Ok(()),
+            }
         };
-        let pairs = self.columns.iter();
-        let specs: Vec<_> =
-            pairs.flat_map(|(name, it)| [spec(name, SUM_SUFFIX, it.len()), spec(name, COUNT_SUFFIX, 1)]).collect();
-        let mut draft = Draft::create(path, &metadata, &specs)?;
-        let count = self.n_tokens as f32;
-        for (name, columns) in &self.columns {
-            let sums: Vec<u8> = columns.iter().flat_map(|it| (it * count).to_le_bytes()).collect();
-            draft.write(&format!("{name}{SUM_SUFFIX}"), &sums)?;
-            draft.write(&format!("{name}{COUNT_SUFFIX}"), &count.to_le_bytes())?;
-        }
-        Ok(draft.finish()?)
+        of(&self.moments)?;
+        of(&self.held_out)?;
+        let alone = place.1 == 1;
+        Ok(Inputs {
+            squares: self.of((tensor, columns), place)?,
+            moments: self.moments.get(tensor).filter(|_| alone),
+            held_out: self.held_out.get(tensor).filter(|_| alone),
+        })
     }
 
-    /// Reads an `imatrix` file, ours or llama.cpp's. A matrix that saw no token is left out.
+    /// The mean squares of the inputs of a tensor with one matrix (`[columns]`), by its name in a file.
+    pub fn means(&self, tensor: &str) -> Option<Vec<f32>> {
+        let InputSquares { sums, counts } = self.tensors.get(tensor)?;
+        let [count] = counts[..] else { return None };
+        (count > 0.0).then(|| sums.iter().map(|it| it / count).collect())
+    }
+
+    /// The mean squares of a matrix's inputs (`[columns]`), the `expert`-th of the `n` that its tensor holds; `None`
+    /// where it was not observed. What was observed of a tensor as one matrix is true of each of several.
     ///
     /// # Errors
-    /// When the file is damaged or holds something else.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a count of tokens, as the file holds it"
-    )]
-    pub fn open(path: &Path) -> Result<Self, QuantizeError> {
-        let gguf = Gguf::open(path)?;
-        let fault = |found: String| QuantizeError::ImportanceFile { path: path.into(), found };
-        match gguf.metadata().str("general.type") {
-            Some("imatrix") => {}
-            found => return Err(fault(format!("`general.type` of {}", found.unwrap_or("nothing")))),
+    /// When the tensor has another number of columns, or one of the numbers is negative or not finite.
+    fn of(
+        &self,
+        (tensor, expected): (&str, usize),
+        (expert, n): (usize, usize),
+    ) -> Result<Option<Vec<f32>>, QuantizeError> {
+        let Some(squares) = self.tensors.get(tensor) else { return Ok(None) };
+        let matrix = if squares.counts.len() == n { expert } else { 0 };
+        let fits = [1, n].contains(&squares.counts.len()) && squares.sums.len() == expected * squares.counts.len();
+        if !fits {
+            let found = squares.n_columns();
+            return Err(QuantizeError::ImportanceColumns { tensor: tensor.into(), expected, found });
         }
-        let mut importance = Self::default();
-        for view in gguf.views() {
-            let Some(name) = view.name.strip_suffix(SUM_SUFFIX) else { continue };
-            let counts = gguf
-                .tensor(&format!("{name}{COUNT_SUFFIX}"))
-                .ok_or_else(|| fault(format!("no counts of `{name}`")))?
-                .to_f32();
-            let &[count] = &counts[..] else {
-                return Err(fault(format!("{} counts of `{name}`", counts.len())));
-            };
-            if count > 0.0 {
-                importance.columns.insert(name.into(), view.to_f32().iter().map(|it| it / count).collect());
-                importance.n_tokens = importance.n_tokens.max(count as u32);
+        let count = squares.counts[matrix];
+        if count <= 0.0 {
+            return Ok(None);
+        }
+        let means: Vec<f32> = squares.sums[matrix * expected..][..expected].iter().map(|it| it / count).collect();
+        match means.iter().position(|it| !it.is_finite() || *it < 0.0) {
+            None => Ok(Some(means)),
+            Some(column) => {
+                let found = means[column];
+                Err(QuantizeError::ImportanceValue { tensor: tensor.into(), found, column })
             }
         }
-        Ok(importance)
     }
 }

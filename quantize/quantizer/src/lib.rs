@@ -6,20 +6,36 @@
 //! as the base of a merge: see [`open_base`].
 
 mod adapter;
+mod audit;
+mod budget;
+mod codes;
 mod convert;
 mod digest;
 mod encode;
 mod error;
+mod feedback;
+mod growing;
 mod importance;
 mod merge;
+mod moments;
 mod plan;
+mod plan_file;
 mod provenance;
+mod raise;
+mod sensitivity;
 mod tokenizer;
 
 pub use adapter::write_adapter;
-pub use encode::{Encoded, EncodedTensor, quantize};
+pub use audit::f16_underflow;
+pub use codes::{Codes, Probe, probe};
+pub use encode::{Encoded, EncodedTensor, file_bytes, quantize};
 pub use error::QuantizeError;
-pub use importance::Importance;
-pub use merge::{merge_to_checkpoint, merged_tensor, open_base};
+pub use growing::Target;
+pub use importance::{Importance, InputSquares};
+pub use merge::{check_adapters, merge_to_checkpoint, merged_tensor, open_base};
+pub use moments::{Moments, MomentsByTensor};
 pub use plan::{Allocation, Mix, Plan};
+pub use plan_file::{plan_text, read_plan};
 pub use provenance::{Deploy, Provenance};
+pub use raise::raise;
+pub use sensitivity::{Loss, Sensitivities, Sensitivity};

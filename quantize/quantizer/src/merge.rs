@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use fsq_checkpoint::{
@@ -33,7 +34,10 @@ pub fn open_base(path: &Path) -> Result<Checkpoint, QuantizeError> {
 }
 
 /// Checks that every module of every adapter is in the checkpoint, with the shape of its update.
-pub(crate) fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
+///
+/// # Errors
+/// The first module that is not, with the number of its adapter.
+pub fn check_adapters(dimensions: &Dimensions, adapters: &[Adapter]) -> Result<(), QuantizeError> {
     let modules: std::collections::HashMap<String, [usize; 2]> =
         (0..dimensions.n_layers).flat_map(|layer| modules(dimensions, layer)).map(|it| (it.hf, it.shape)).collect();
     for (index, adapter) in adapters.iter().enumerate() {
@@ -62,21 +66,23 @@ pub fn merged_tensor(
     tensor: &TensorName,
 ) -> Result<Vec<f32>, QuantizeError> {
     check_adapters(&checkpoint.dimensions, adapters)?;
-    merged(checkpoint, adapters, tensor)
+    merged(checkpoint, adapters, tensor, &(0..tensor.shape[0]))
 }
 
-/// The same for adapters that were checked.
+/// Some rows of it, for adapters that were checked.
 pub(crate) fn merged(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
     tensor: &TensorName,
+    of: &Range<usize>,
 ) -> Result<Vec<f32>, QuantizeError> {
-    let mut weights = checkpoint.tensor_f32(&tensor.hf)?;
+    let mut weights = checkpoint.rows_f32(&tensor.hf, of)?;
     let module = tensor.hf.strip_suffix(".weight").unwrap_or(&tensor.hf);
     for adapter in adapters {
         if let Some(pair) = adapter.pairs.get(module) {
             let scale = adapter.scale();
-            let rows = weights.par_chunks_exact_mut(pair.inputs).zip(pair.b.par_chunks_exact(pair.rank));
+            let b = &pair.b[of.start * pair.rank..of.end * pair.rank];
+            let rows = weights.par_chunks_exact_mut(pair.inputs).zip(b.par_chunks_exact(pair.rank));
             rows.for_each_init(
                 || vec![0.0f32; pair.inputs],
                 |update, (weights, b)| {
@@ -89,20 +95,16 @@ pub(crate) fn merged(
             );
         }
     }
-    check_finite(&tensor.gguf, &weights, tensor.shape.last().copied().unwrap_or(1))?;
+    check_finite(tensor, &weights, of.start)?;
     Ok(weights)
 }
 
-fn check_finite(tensor: &str, weights: &[f32], columns: usize) -> Result<(), QuantizeError> {
-    match weights.iter().position(|it| !it.is_finite()) {
-        None => Ok(()),
-        Some(place) => Err(QuantizeError::NotFinite {
-            tensor: tensor.into(),
-            found: weights[place],
-            row: place / columns.max(1),
-            column: place % columns.max(1),
-        }),
-    }
+/// Looks at rows that begin with row `start`; a vector is one row.
+fn check_finite(tensor: &TensorName, weights: &[f32], start: usize) -> Result<(), QuantizeError> {
+    let Some(place) = weights.iter().position(|it| !it.is_finite()) else { return Ok(()) };
+    let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+    let (tensor, found) = (tensor.gguf.clone(), weights[place]);
+    Err(QuantizeError::NotFinite { tensor, found, row: start + place / columns, column: place % columns })
 }
 
 /// The largest magnitude, refused when a 16-bit IEEE float cannot hold it.
@@ -131,7 +133,7 @@ pub fn merge_to_checkpoint(
     let bos = special("bos_token_id", checkpoint.bos)?;
     let mut tensors = Vec::new();
     for tensor in tensor_names(&checkpoint.dimensions) {
-        let values = merged(checkpoint, adapters, &tensor)?;
+        let values = merged(checkpoint, adapters, &tensor, &(0..tensor.shape[0]))?;
         if stored == StoredType::F16 {
             check_f16(&tensor.hf, &values)?;
         }

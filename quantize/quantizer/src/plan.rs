@@ -7,7 +7,7 @@
 use fsq_blocks::Format;
 use fsq_checkpoint::{Dimensions, TensorName, tensor_names};
 
-use crate::QuantizeError;
+use crate::{Codes, QuantizeError};
 
 /// A named recipe of formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,8 @@ pub struct Plan {
     pub overrides: Vec<(String, Format)>,
     /// Give every matrix the recipe's main format.
     pub pure: bool,
+    /// How codes are chosen.
+    pub codes: Codes,
 }
 
 /// The format of one tensor.
@@ -122,7 +124,12 @@ pub struct Allocation {
 impl Plan {
     /// A recipe and nothing else.
     pub fn new(mix: Mix) -> Self {
-        Self { name: None, mix, overrides: Vec::new(), pure: false }
+        Self { name: None, mix, overrides: Vec::new(), pure: false, codes: Codes::Stock }
+    }
+
+    /// Whether an override says what a tensor gets.
+    pub(crate) fn overrides_tensor(&self, gguf: &str) -> bool {
+        self.overrides.iter().any(|(pattern, _)| matches(pattern, gguf))
     }
 
     /// The format of every tensor, in the order of the file. Some recipes choose otherwise when they are `weighted`:

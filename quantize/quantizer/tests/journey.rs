@@ -11,8 +11,8 @@ use fsq_checkpoint::{
 };
 use fsq_gguf::{Gguf, Metadata};
 use fsq_quantizer::{
-    Deploy, Encoded, Importance, Mix, Plan, Provenance, QuantizeError, merge_to_checkpoint, merged_tensor, open_base,
-    quantize,
+    Deploy, Encoded, Importance, InputSquares, Mix, Plan, Provenance, QuantizeError, merge_to_checkpoint,
+    merged_tensor, open_base, quantize,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -105,6 +105,12 @@ fn run(
 ) -> Result<Encoded, QuantizeError> {
     let provenance = Provenance::of("fsq test", checkpoint, adapters, importance)?;
     quantize(checkpoint, adapters, plan, importance, &provenance, path, &mut |_, _| {})
+}
+
+/// Importance of one matrix, by the mean squares of its columns.
+fn importance_of(name: &str, sums: Vec<f32>) -> Importance {
+    let squares = InputSquares { sums, counts: vec![1.0] };
+    Importance { tensors: [(name.to_string(), squares)].into(), ..Importance::default() }
 }
 
 fn gguf(encoded: Encoded) -> Gguf {
@@ -279,29 +285,12 @@ fn overrides_and_importance_reach_the_bytes() {
     assert!(report.relative_error > 0.1);
     let plain = gguf(plain).tensor(name).unwrap().bytes.to_vec();
 
-    let columns = noise(256, 77).iter().map(|it| it * it).collect();
-    let importance = Importance { columns: [(name.to_string(), columns)].into(), n_tokens: 64 };
+    let importance = importance_of(name, noise(256, 77).iter().map(|it| it * it).collect());
     let weighted = run(&checkpoint, &[], &plan, Some(&importance), &folder.file()).unwrap();
     assert!(weighted.tensors.iter().find(|it| it.name == name).unwrap().importance);
     let weighted = gguf(weighted);
     assert_ne!(weighted.tensor(name).unwrap().bytes, plain);
     assert!(weighted.metadata().str("fsq.provenance.importance.sha256").is_some());
-}
-
-#[test]
-fn importance_comes_back_from_its_file() {
-    let folder = Folder::new();
-    let path = folder.0.path().join("imatrix.gguf");
-    let columns: BTreeMap<_, _> = [
-        ("blk.0.attn_q.weight".to_string(), vec![1.0, 0.25, 4.0]),
-        ("blk.0.attn_k.weight".to_string(), vec![0.0, 2.0]),
-    ]
-    .into();
-    let importance = Importance { columns, n_tokens: 512 };
-    importance.write(&path, &["data.jsonl".into()]).unwrap().publish().unwrap();
-    assert_eq!(Importance::open(&path).unwrap(), importance);
-    let fault = Importance::open(&fixture("llama/tiny-f32.gguf")).unwrap_err().to_string();
-    assert!(fault.ends_with("expected an importance matrix, found `general.type` of nothing"), "{fault}");
 }
 
 /// Asserts that a run is refused with that message and leaves no file.
@@ -361,7 +350,7 @@ fn importance_that_does_not_fit_is_refused() {
     let folder = Folder::new();
     let checkpoint = folder.checkpoint();
     let plan = Plan::new(Mix::Q4_K_M);
-    let with = |columns| Importance { columns: [("blk.0.attn_q.weight".to_string(), columns)].into(), n_tokens: 1 };
+    let with = |columns| importance_of("blk.0.attn_q.weight", columns);
     let expect = "importance of tensor `blk.0.attn_q.weight`: expected 256 columns, found 3";
     refused(&checkpoint, &[], &plan, Some(&with(vec![1.0; 3])), expect);
     let mut columns = vec![1.0; 256];

@@ -9,7 +9,6 @@ use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_environments::Split;
 use fsq_episodes::Format;
-use fsq_gguf::{Gguf, rewrite_metadata};
 use fsq_quantizer::{Importance, Mix, Plan as Allocation, Provenance, quantize};
 use fsq_trainer::Recipe;
 use fsq_trainer::stages::fc_rl;
@@ -19,12 +18,13 @@ use fsq_trainer::stages::text::TextStep;
 use super::{ArmName, base};
 use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_file, row};
 use crate::failure::Outcome;
-use crate::gate::{gate_runs, judge_worlds, outcome_of, profile};
+use crate::gate::{gate_runs, judge_worlds, outcome_of, profile, worst};
+use crate::output;
 use crate::policy::Kv;
 use crate::progress::Progress;
 use crate::report::record::{Arm, GateRun, Loss, RlStep, Row, StageSeconds};
+use crate::stamp::stamp;
 use crate::train::{Stage, run_stage};
-use crate::{identity, output};
 
 /// The formats that the trained policy is brought to.
 const FORMATS: [Mix; 2] = [Mix::Q8_0, Mix::Q4_K_M];
@@ -302,17 +302,7 @@ impl Default for Files {
     }
 }
 
-fn worst(a: Outcome, b: Outcome) -> Outcome {
-    match (a, b) {
-        (Outcome::Failed, _) | (_, Outcome::Failed) => Outcome::Failed,
-        (Outcome::Inconclusive, _) | (_, Outcome::Inconclusive) => Outcome::Inconclusive,
-        _ => Outcome::Done,
-    }
-}
-
 /// Gives a file its name, with its map and verdicts inside, if every world's gates passed.
-///
-/// The tensors are copied byte for byte: what was judged is what is published.
 fn publish(candidate: &JudgedFile, reports: Vec<(String, Report)>, path: &Path) -> anyhow::Result<bool> {
     let mut passes = Vec::new();
     for (environment, report) in reports {
@@ -327,25 +317,6 @@ fn publish(candidate: &JudgedFile, reports: Vec<(String, Report)>, path: &Path) 
             }
         }
     }
-    let source = Gguf::open(&candidate.file)?;
-    let mut metadata = source.metadata().clone();
-    for (key, value) in candidate.maps.to_pairs() {
-        metadata.insert(key.as_str(), value.as_str());
-    }
-    let identity = identity::of(&source, &metadata);
-    metadata.insert(identity::KEY, identity);
-    let mut usable = true;
-    let environments: Vec<&str> = passes.iter().map(|it| it.0.as_str()).collect();
-    metadata.insert("fsq.gate.environments", environments.join(", "));
-    for (environment, passed) in &passes {
-        for (key, value) in passed.to_pairs() {
-            usable &= key != "fsq.gate.confidence" || value == "usable";
-            let own = key.replacen("fsq.gate.", &format!("fsq.gate.{environment}."), 1);
-            metadata.insert(own.as_str(), value.as_str());
-            metadata.insert(key, value);
-        }
-    }
-    metadata.insert("fsq.gate.confidence", if usable { "usable" } else { "unusable" });
-    rewrite_metadata(&source, &metadata, path)?.publish()?;
+    stamp(&candidate.file, Some(&candidate.maps), &passes, path)?;
     Ok(true)
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::page::{STYLE, render};
 use crate::output::bytes_text;
-use crate::quantize::Document;
+use crate::quantize::{Document, TensorRecord};
 
 const PAGE: &str = include_str!("files.html.jinja");
 
@@ -50,7 +50,7 @@ pub(crate) fn render_html(document: &Document) -> anyhow::Result<String> {
         sha256: it.sha256.clone(),
     });
     let first = document.files.first().map(|it| it.tensors.as_slice()).unwrap_or_default();
-    let cell = |it: &fsq_quantizer::EncodedTensor| format!("{} {:.2} %", it.format, 100.0 * it.relative_error);
+    let cell = |it: &TensorRecord| format!("{} {:.2} %", it.format, 100.0 * it.relative_error);
     let tensors = first.iter().enumerate().map(|(place, tensor)| TensorRow {
         name: tensor.name.clone(),
         n_weights: tensor.n_weights,

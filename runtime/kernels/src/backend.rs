@@ -240,6 +240,19 @@ pub trait Backend: Sized + Send + 'static {
     /// `into[rows[i]] += weights[i] · x[i]`, rows of `width` floats, none named twice.
     fn add_rows(&self, x: &Self::Buffer, rows: &[usize], weights: &[f32], width: usize, into: &mut Self::Buffer);
 
+    /// `outs[i][tokens, rows] = x[tokens, cols] · wᵢᵀ`: matrices that read the same rows, so that a device can do with
+    /// one start and one reading of them.
+    fn matmuls<const N: usize>(
+        &self,
+        matrices: [&Self::Matrix; N],
+        x: &Self::Buffer,
+        n_tokens: usize,
+        outs: [&mut Self::Buffer; N],
+    ) {
+        for (matrix, out) in matrices.into_iter().zip(outs) {
+            self.matmul(matrix, x, n_tokens, out);
+        }
+    }
     /// `gate = gelu(gate) · up` for the first `n` floats.
     fn geglu(&self, gate: &mut Self::Buffer, up: &Self::Buffer, n: usize) {
         self.gelu(gate, n);

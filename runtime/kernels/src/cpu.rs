@@ -145,7 +145,20 @@ impl Backend for Cpu {
     fn matmul(&self, w: &CpuMatrix, x: &CpuBuffer, n_tokens: usize, out: &mut CpuBuffer) {
         let x = &x.values()[..n_tokens * w.cols()];
         let out = &mut out.values_mut()[..n_tokens * w.rows()];
-        w.multiply((self.choice, &self.pool), &mut self.scratch(), x, out, false);
+        CpuMatrix::multiply([w], (self.choice, &self.pool), &mut self.scratch(), x, [out], false);
+    }
+
+    fn matmuls<const N: usize>(
+        &self,
+        matrices: [&CpuMatrix; N],
+        x: &CpuBuffer,
+        n_tokens: usize,
+        outs: [&mut CpuBuffer; N],
+    ) {
+        let x = &x.values()[..n_tokens * matrices[0].cols()];
+        let mut rows = matrices.iter().map(|it| n_tokens * it.rows());
+        let outs = outs.map(|it| &mut it.values_mut()[..rows.next().unwrap_or(0)]);
+        CpuMatrix::multiply(matrices, (self.choice, &self.pool), &mut self.scratch(), x, outs, false);
     }
 
     fn add_low_rank(&self, update: &LowRank<CpuMatrix>, x: &CpuBuffer, tokens: Range<usize>, out: &mut CpuBuffer) {
@@ -155,9 +168,9 @@ impl Backend for Cpu {
         let mut scratch = self.scratch();
         let mut middle = std::mem::take(&mut scratch.low_rank);
         middle.resize(tokens.len() * a.rows(), 0.0);
-        a.multiply((self.choice, &self.pool), &mut scratch, x, &mut middle, false);
+        CpuMatrix::multiply([a], (self.choice, &self.pool), &mut scratch, x, [&mut middle], false);
         middle.iter_mut().for_each(|it| *it *= update.scale);
-        b.multiply((self.choice, &self.pool), &mut scratch, &middle, out, true);
+        CpuMatrix::multiply([b], (self.choice, &self.pool), &mut scratch, &middle, [out], true);
         scratch.low_rank = middle;
     }
 

@@ -1,6 +1,6 @@
 //! The memory that a forward pass works in. Knows no weights.
 
-use fsq_checkpoint::{Dimensions, Linear};
+use fsq_checkpoint::Dimensions;
 use fsq_kernels::{Backend, KernelError};
 
 /// What flows between kernels, `[tokens, ..]` each; kept from pass to pass.
@@ -84,16 +84,27 @@ impl<B: Backend> Buffers<B> {
         })
     }
 
-    /// What a matrix reads and where it writes.
-    pub(crate) fn ends(&mut self, linear: Linear) -> (&B::Buffer, &mut B::Buffer) {
-        match linear {
-            Linear::Q => (&self.normed, &mut self.queries),
-            Linear::K => (&self.normed, &mut self.keys),
-            Linear::V => (&self.normed, &mut self.values),
-            Linear::O => (&self.attended, &mut self.delta),
-            Linear::Gate => (&self.normed, &mut self.gate),
-            Linear::Up => (&self.normed, &mut self.up),
-            Linear::Down => (&self.gate, &mut self.delta),
-        }
+    /// What the projections of queries, keys and values read and where they write.
+    pub(crate) fn around_heads(&mut self) -> (&B::Buffer, [&mut B::Buffer; 3]) {
+        (&self.normed, [&mut self.queries, &mut self.keys, &mut self.values])
+    }
+
+    /// The same of the attention's output.
+    pub(crate) fn around_output(&mut self) -> (&B::Buffer, [&mut B::Buffer; 1]) {
+        (&self.attended, [&mut self.delta])
+    }
+
+    /// The same of the gate and what it gates.
+    pub(crate) fn around_gate(&mut self) -> (&B::Buffer, [&mut B::Buffer; 2]) {
+        (&self.normed, [&mut self.gate, &mut self.up])
+    }
+
+    /// The same of the way down.
+    pub(crate) fn around_down(&mut self) -> (&B::Buffer, [&mut B::Buffer; 1]) {
+        (&self.gate, [&mut self.delta])
     }
 }
+
+/// What linears that read the same rows read, and where each of them writes.
+pub(crate) type Around<B, const N: usize> =
+    for<'a> fn(&'a mut Buffers<B>) -> (&'a <B as Backend>::Buffer, [&'a mut <B as Backend>::Buffer; N]);

@@ -10,9 +10,9 @@ use fsq_gguf::Gguf;
 use fsq_kernels::{Attending, Backend, CacheShape, Cpu, KernelError, KvFormat, PAGE_TOKENS, RotaryHeads, Slot, Span};
 
 use crate::batch::{Batch, Rows};
-use crate::buffers::Buffers;
+use crate::buffers::{Around, Buffers};
 use crate::experts::route;
-use crate::observe::{ColumnSums, Observer};
+use crate::observe::{ColumnSums, Observer, Observing};
 use crate::pages::{Claim, Pages};
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
@@ -133,8 +133,27 @@ impl<B: Backend> Decoder<B> {
     /// From now on sums, by column, the squares of what each matrix reads; see [`Decoder::observed`].
     ///
     /// Behind the last attention only rows with logits are read, so there only those are seen.
-    pub fn observe(&mut self) {
-        self.observer = Some(Observer::default());
+    pub fn observe(&mut self, observing: Observing) {
+        self.observer = Some(Observer::new(observing));
+    }
+
+    /// Runs one step while observing, in which the inputs of each token count as often as its weight says (`[tokens]`).
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    ///
+    /// # Panics
+    /// When there are more or fewer weights than tokens, or nothing observes.
+    pub fn forward_weighted(&mut self, step: Step<'_>, weights: &[f32]) -> Result<Logits, ModelError> {
+        assert_eq!(weights.len(), step.tokens.len(), "a weight for each token");
+        let observer = self.observer.as_mut();
+        observer.expect("weights are for what is observed").weigh_rows(weights);
+        // Every row must come through the last layer, or the weights would be those of others.
+        let logits = self.forward(&[Step { logits: crate::LogitsFor::All, ..step }]);
+        if let Some(observer) = &mut self.observer {
+            observer.weigh_rows(&[]);
+        }
+        logits
     }
 
     /// Ends [`Decoder::observe`]: the sums by the tensors' names in the file. Empty where nothing was observed.
@@ -281,9 +300,7 @@ impl<B: Backend> Decoder<B> {
         let Dimensions { n_heads, n_kv_heads, head_dim, architecture, .. } = self.dimensions;
         let window = self.dimensions.window(layer);
         let rows = batch.rows();
-        self.linear(layer, Linear::Q, &rows)?;
-        self.linear(layer, Linear::K, &rows)?;
-        self.linear(layer, Linear::V, &rows)?;
+        self.linears(layer, [Linear::Q, Linear::K, Linear::V], Buffers::around_heads, &rows)?;
         let (backend, buffers) = (&self.backend, &mut self.buffers);
         if let Some([of_queries, of_keys]) = &self.weights.layers[layer].head_norms {
             // `attended` is as large as the queries and free until they attend.
@@ -309,7 +326,7 @@ impl<B: Backend> Decoder<B> {
     fn feed_forward(&mut self, layer: usize, rows: &Rows) -> Result<(), KernelError> {
         let (n, hidden, eps) = (rows.n, self.dimensions.hidden, self.dimensions.rms_eps);
         let activation = self.dimensions.architecture.description().activation;
-        self.linear(layer, Linear::O, rows)?;
+        self.linears(layer, [Linear::O], Buffers::around_output, rows)?;
         self.norm_delta(layer, 0, n);
         let norm = &self.weights.layers[layer].feed_forward_norm;
         let Buffers { delta, stream, normed, .. } = &mut self.buffers;
@@ -317,11 +334,10 @@ impl<B: Backend> Decoder<B> {
         match self.dimensions.options.experts {
             Some(experts) => self.ask_experts(layer, &experts, n)?,
             None => {
-                self.linear(layer, Linear::Gate, rows)?;
-                self.linear(layer, Linear::Up, rows)?;
+                self.linears(layer, [Linear::Gate, Linear::Up], Buffers::around_gate, rows)?;
                 let Buffers { gate, up, .. } = &mut self.buffers;
                 open_gate(&self.backend, activation, gate, up, n * self.dimensions.intermediate);
-                self.linear(layer, Linear::Down, rows)?;
+                self.linears(layer, [Linear::Down], Buffers::around_down, rows)?;
             }
         }
         self.norm_delta(layer, 1, n);
@@ -357,11 +373,10 @@ impl<B: Backend> Decoder<B> {
             let backend = &self.backend;
             let Buffers { normed, served: x, gate, up, contribution, delta, .. } = &mut self.buffers;
             backend.gather(normed, &served.rows, hidden, x);
-            backend.matmul(of_gate, x, n_served, gate);
-            backend.matmul(of_up, x, n_served, up);
+            backend.matmuls([of_gate, of_up], x, n_served, [&mut *gate, &mut *up]);
             open_gate(backend, activation, gate, up, n_served * experts.intermediate);
             if let Some(observer) = &mut self.observer {
-                observer.see_expert(&self.dimensions, layer, backend, (x, gate, n_served))?;
+                observer.see_expert(&self.dimensions, (layer, expert), backend, (x, gate, &served.rows))?;
             }
             backend.matmul(of_down, gate, n_served, contribution);
             backend.add_rows(contribution, &served.rows, &served.weights, hidden, delta);
@@ -369,21 +384,31 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// One matrix, its bias, and what the rows' adapters add to it.
-    fn linear(&mut self, layer: usize, linear: Linear, rows: &Rows) -> Result<(), KernelError> {
-        let projection = self.weights.layers[layer].linear(linear);
-        let (x, out) = self.buffers.ends(linear);
+    /// Matrices that read the same rows, their biases, and what the rows' adapters add to them.
+    fn linears<const N: usize>(
+        &mut self,
+        layer: usize,
+        linears: [Linear; N],
+        around: Around<B, N>,
+        rows: &Rows,
+    ) -> Result<(), KernelError> {
+        let (x, mut outs) = around(&mut self.buffers);
         if let Some(observer) = &mut self.observer {
-            observer.see_linear(&self.dimensions, (layer, linear), &self.backend, (x, rows.n))?;
+            for linear in linears {
+                observer.see_linear(&self.dimensions, (layer, linear), &self.backend, (x, rows.n))?;
+            }
         }
-        self.backend.matmul(&projection.weight, x, rows.n, out);
-        if let Some(bias) = &projection.bias {
-            self.backend.add_bias(bias, rows.n, out);
-        }
-        for (adapter, tokens) in &rows.adapters {
-            let update = self.adapters.get(adapter).and_then(|it| it.update(layer, linear));
-            if let Some(update) = update {
-                self.backend.add_low_rank(update, x, tokens.clone(), out);
+        let projections = linears.map(|it| self.weights.layers[layer].linear(it));
+        self.backend.matmuls(projections.map(|it| &it.weight), x, rows.n, outs.each_mut().map(|it| &mut **it));
+        for ((linear, projection), out) in linears.into_iter().zip(projections).zip(outs) {
+            if let Some(bias) = &projection.bias {
+                self.backend.add_bias(bias, rows.n, out);
+            }
+            for (adapter, tokens) in &rows.adapters {
+                let update = self.adapters.get(adapter).and_then(|it| it.update(layer, linear));
+                if let Some(update) = update {
+                    self.backend.add_low_rank(update, x, tokens.clone(), out);
+                }
             }
         }
         Ok(())

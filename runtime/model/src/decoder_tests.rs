@@ -13,7 +13,7 @@ use crate::{
     AdapterId, Choices, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
     log_softmax, score_continuations,
 };
-use crate::{Completion, Decode, Request, Sampling, Tokenizer};
+use crate::{ColumnSums, Completion, Decode, Observing, Request, Sampling, Tokenizer};
 
 /// Turns the heads of one position.
 fn turn(x: &mut [f64], position: usize, dimensions: &Dimensions) {
@@ -476,7 +476,7 @@ fn what_matrices_read_is_summed_by_column() {
         let expected = naive_forward(&dimensions, &tensors, &tokens).1;
         let mut decoder: Decoder<Cpu> = Decoder::load(&gguf(&dimensions, &tensors, Format::F32), OPTIONS).unwrap();
         assert!(decoder.observed().is_empty());
-        decoder.observe();
+        decoder.observe(Observing { product_columns_max: 1024 });
         let sequence = decoder.open_sequence();
         for tokens in [&tokens[..4], &tokens[4..]] {
             let step = Step { sequence, tokens, adapter: None, logits: LogitsFor::All };
@@ -485,11 +485,42 @@ fn what_matrices_read_is_summed_by_column() {
         let found = decoder.observed();
         assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
         for (name, sums) in &found {
-            assert_eq!(sums.n_rows, tokens.len() as u64, "{name}");
+            assert_eq!(sums.n_rows, [tokens.len() as f64], "{name}");
             let apart: f64 = sums.squares.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs()).sum();
             assert!(apart < 1e-3 * expected[name].iter().sum::<f64>(), "{name}: {apart}");
-            assert_eq!(sums.mean_squares()[0], (sums.squares[0] / 11.0) as f32);
+            let (products, width) = (sums.products.as_ref().unwrap(), sums.squares.len());
+            for (column, square) in sums.squares.iter().enumerate() {
+                assert!((products[column * width + column] - square).abs() < 1e-4 * (1.0 + square), "{name} {column}");
+                assert_eq!(products[column * width], products[column]);
+            }
         }
         assert!(decoder.observed().is_empty());
+        let (q, v) = (&found["blk.0.attn_q.weight"], &found["blk.0.attn_v.weight"]);
+        assert!(std::sync::Arc::ptr_eq(q.products.as_ref().unwrap(), v.products.as_ref().unwrap()));
+    }
+}
+
+#[test]
+fn weights_of_tokens_count_what_they_read_so_often() {
+    let tensors = tensors(&TINY);
+    let tokens = prompt(9, 8);
+    let mut decoder: Decoder<Cpu> = Decoder::load(&gguf(&TINY, &tensors, Format::F32), OPTIONS).unwrap();
+    let mut observed = |weights: &[f32]| {
+        decoder.observe(Observing { product_columns_max: 1024 });
+        let sequence = decoder.open_sequence();
+        let step = Step { sequence, tokens: &tokens, adapter: None, logits: LogitsFor::Last };
+        decoder.forward_weighted(step, weights).unwrap();
+        decoder.observed()
+    };
+    let half = |begins: usize| std::array::from_fn::<f32, 8, _>(|it| if it / 4 == begins { 2.0 } else { 0.0 });
+    let (once, first, rest) = (observed(&[1.0; 8]), observed(&half(0)), observed(&half(1)));
+    for (name, once) in &once {
+        assert_eq!((once.n_rows[0], first[name].n_rows[0]), (8.0, 8.0), "{name}");
+        let products = |sums: &ColumnSums| sums.products.as_ref().unwrap().to_vec();
+        let halves = products(&first[name]).into_iter().zip(products(&rest[name])).map(|(a, b)| (a + b) / 2.0);
+        let largest = products(once).into_iter().fold(0.0, f64::max);
+        for (whole, halves) in products(once).into_iter().zip(halves) {
+            assert!((whole - halves).abs() < 1e-5 * largest, "{name}: {whole} {halves}");
+        }
     }
 }

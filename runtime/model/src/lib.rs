@@ -41,7 +41,7 @@ pub use engine::{Engine, EngineEvent, Finish, Request};
 pub use error::ModelError;
 pub use fsq_kernels::KvFormat;
 pub use generate::{Completion, generate_batch, score_continuations};
-pub use observe::ColumnSums;
+pub use observe::{ColumnSums, Observing};
 pub use policy::LoadedPolicy;
 pub use sampler::{Sampled, Sampler, Sampling, log_softmax};
 pub use scheduler::{EngineOptions, RequestId};

@@ -72,8 +72,8 @@ pub struct BaseConfig {
 pub struct RecallConfig {
     /// Optimizer steps.
     pub steps: usize,
-    /// Share of the tokens that are recall drills.
-    pub share: f64,
+    /// Shares of the batch's tokens: Countdown, DocHop, copy drills, recall drills.
+    pub mix: [f64; 4],
     /// Learning rate over these steps.
     pub schedule: Schedule,
 }
@@ -91,9 +91,8 @@ impl BaseConfig {
 
     /// Shares of a step's tokens: Countdown, DocHop, copy drills, recall drills.
     fn shares(&self, step: usize) -> [f64; 4] {
-        let recall = if step < self.steps { 0.0 } else { self.recall.share };
-        let [countdown, dochop, drills] = self.mix.map(|it| it * (1.0 - recall));
-        [countdown, dochop, drills, recall]
+        let [countdown, dochop, drills] = self.mix;
+        if step < self.steps { [countdown, dochop, drills, 0.0] } else { self.recall.mix }
     }
 
     /// The sizes with a vocabulary.

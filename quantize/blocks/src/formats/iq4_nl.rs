@@ -7,6 +7,7 @@ use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
 use crate::codebook;
 pub use crate::codebook::LEVELS;
+use crate::coded::{Grid, Parts};
 use crate::formats::q8_0::Q8_0;
 use crate::nibbles;
 use crate::search;
@@ -20,6 +21,8 @@ pub struct IQ4_NL {
     /// The codes, two to a byte.
     pub packed: [u8; 16],
 }
+
+const GRID: Grid = block_of_32::grid(&LEVELS, 0);
 
 impl IQ4_NL {
     /// The codes in order, each a place in [`LEVELS`].
@@ -38,6 +41,8 @@ impl BlockFormat for IQ4_NL {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_0;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         let factors = importance.map(|importance| {
             // Twice the mean square of the block itself, not of the row as in `Q4_0`.
@@ -49,6 +54,16 @@ impl BlockFormat for IQ4_NL {
         let x = block_of_32::whole(weights);
         let scale = codebook::scale(x, factors.as_ref());
         Self { d: Half::from_f32(scale), packed: nibbles::pack_4_bit(&codebook::codes(x, scale)) }
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        let mut parts = block_of_32::parts([self.d, Half::ZERO], 0);
+        parts.codes[..WEIGHTS].copy_from_slice(&self.codes());
+        Some(parts)
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        Some(Self { d: parts.d, packed: nibbles::pack_4_bit(block_of_32::codes(parts)) })
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -7,6 +7,7 @@ use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::codebook;
 pub use crate::codebook::LEVELS;
+use crate::coded::{Grid, Parts};
 use crate::nibbles;
 use crate::search::{self, nearest};
 use crate::super_block::{self, WEIGHTS};
@@ -30,6 +31,8 @@ pub struct IQ4_XS {
     /// high half.
     pub packed: [[u8; 16]; N_GROUPS],
 }
+
+const GRID: Grid = Grid { group: GROUP, scales: (-32, 31), minima: (0, 0), levels: &LEVELS };
 
 impl IQ4_XS {
     /// The codes in order, each a place in [`LEVELS`].
@@ -86,8 +89,25 @@ impl BlockFormat for IQ4_XS {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        let parts = super_block::symmetric_parts(self.d, |it| self.scale(it), GROUP, 0, &[]);
+        Some(Parts { codes: self.codes(), ..parts })
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let mut block = Self { d: parts.d, ..Self::zeroed() };
+        let (groups, _) = parts.codes.as_chunks::<GROUP>();
+        for (index, codes) in groups.iter().enumerate() {
+            block.put_scale(index, parts.scales[index].into());
+            block.packed[index] = nibbles::pack_4_bit(codes);
+        }
+        Some(block)
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::search::{self, nearest};
 use crate::super_block::{self, WEIGHTS};
 
@@ -23,6 +24,8 @@ pub struct Q3_K {
     /// The unit of the scales.
     pub d: Half,
 }
+
+const GRID: Grid = Grid { group: 16, scales: (-32, 31), minima: (0, 0), levels: &whole_numbers::<8>(-4) };
 
 impl Q3_K {
     /// The levels in order, from -4 to 3.
@@ -50,6 +53,13 @@ impl Q3_K {
         block
     }
 
+    /// Levels from 0 to 7.
+    fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
+        self.low = super_block::pack_2_bit(levels);
+        self.high =
+            std::array::from_fn(|byte| (0..8).fold(0, |bits, bit| bits | (levels[32 * bit + byte] >> 2) << bit));
+    }
+
     fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let mut levels = [0u8; WEIGHTS];
         let mut block = match importance {
@@ -58,9 +68,7 @@ impl Q3_K {
         };
         let d = block.d.to_f32();
         super_block::round_symmetric(4, x, |group| d * f32::from(block.scale(group)), &mut levels);
-        block.low = super_block::pack_2_bit(&levels);
-        block.high =
-            std::array::from_fn(|byte| (0..8).fold(0, |bits, bit| bits | (levels[32 * bit + byte] >> 2) << bit));
+        block.pack_levels(&levels);
         block
     }
 
@@ -99,8 +107,20 @@ impl BlockFormat for Q3_K {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        Some(super_block::symmetric_parts(self.d, |it| self.scale(it), 16, -4, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let mut block = Self::pack(parts.d, &parts.scales.map(|it| (it + 32) as u8));
+        block.pack_levels(&parts.codes);
+        Some(block)
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::activations::Q8_1;
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::nibbles;
 
 /// One block. Byte `i` of the levels holds weight `i` in its low half and weight `i + 16` in its high half.
@@ -19,6 +20,9 @@ pub struct Q4_1 {
     pub levels: [u8; 16],
 }
 
+const LEVELS: [i8; 16] = whole_numbers(0);
+const GRID: Grid = block_of_32::grid(&LEVELS, -1);
+
 impl Q4_1 {
     /// The levels in order, from 0 to 15.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
@@ -31,9 +35,20 @@ impl BlockFormat for Q4_1 {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_1;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         let (d, minimum, levels) = block_of_32::fit_affine(15, weights, importance);
         Self { d, minimum, levels: nibbles::pack_4_bit(&levels) }
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        Some(block_of_32::parts([self.d, self.minimum], -1).with_levels(0, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let codes = block_of_32::codes(parts);
+        Some(Self { d: parts.d, minimum: parts.d_min, levels: nibbles::pack_4_bit(codes) })
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::search::Trials;
 use crate::super_block::{self, Affine, Fitted, WEIGHTS};
 
@@ -30,6 +31,8 @@ const SHAPE: Affine = Affine {
     magnitude_only: false,
     sigma_factor: 2.0,
 };
+
+const GRID: Grid = Grid { group: 32, scales: (0, 63), minima: (0, 63), levels: &whole_numbers::<16>(0) };
 
 impl Q4_K {
     /// The levels in order.
@@ -57,8 +60,19 @@ impl BlockFormat for Q4_K {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::pack(&SHAPE.fit(super_block::whole(weights), importance.map(|it| it.columns)))
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        let groups = (0..WEIGHTS / GRID.group).map(|it| self.scale_and_minimum(it));
+        Some(super_block::affine_parts([self.d, self.d_min], groups, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        Some(Self::pack(&Fitted::from(parts)))
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

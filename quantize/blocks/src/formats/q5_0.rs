@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::formats::q8_0::Q8_0;
 use crate::nibbles;
 
@@ -20,6 +21,9 @@ pub struct Q5_0 {
     pub low: [u8; 16],
 }
 
+const LEVELS: [i8; 32] = whole_numbers(-16);
+const GRID: Grid = block_of_32::grid(&LEVELS, 0);
+
 impl Q5_0 {
     /// The levels in order, from -16 to 15.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
@@ -32,9 +36,20 @@ impl BlockFormat for Q5_0 {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_0;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         let (d, levels) = block_of_32::fit_symmetric(16, weights, importance);
         Self { d, high: nibbles::pack_fifth_bits(&levels), low: nibbles::pack_4_bit(&levels) }
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        Some(block_of_32::parts([self.d, Half::ZERO], 0).with_levels(-16, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let codes = block_of_32::codes(parts);
+        Some(Self { d: parts.d, high: nibbles::pack_fifth_bits(codes), low: nibbles::pack_4_bit(codes) })
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

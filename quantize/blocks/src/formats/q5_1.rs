@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::activations::Q8_1;
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::nibbles;
 
 /// One block. Byte `i` of the low bits holds weight `i` in its low half and weight `i + 16` in its high half; bit `i`
@@ -22,6 +23,9 @@ pub struct Q5_1 {
     pub low: [u8; 16],
 }
 
+const LEVELS: [i8; 32] = whole_numbers(0);
+const GRID: Grid = block_of_32::grid(&LEVELS, -1);
+
 impl Q5_1 {
     /// The levels in order, from 0 to 31.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
@@ -34,9 +38,25 @@ impl BlockFormat for Q5_1 {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_1;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         let (d, minimum, levels) = block_of_32::fit_affine(31, weights, importance);
         Self { d, minimum, high: nibbles::pack_fifth_bits(&levels), low: nibbles::pack_4_bit(&levels) }
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        Some(block_of_32::parts([self.d, self.minimum], -1).with_levels(0, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let codes = block_of_32::codes(parts);
+        Some(Self {
+            d: parts.d,
+            minimum: parts.d_min,
+            high: nibbles::pack_fifth_bits(codes),
+            low: nibbles::pack_4_bit(codes),
+        })
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
+use crate::coded::{Grid, Parts, whole_numbers};
 use crate::search::{self, GROUP_MAX_EPSILON, nearest};
 use crate::super_block::{self, WEIGHTS};
 
@@ -22,6 +23,8 @@ pub struct Q6_K {
     /// The unit of the scales.
     pub d: Half,
 }
+
+const GRID: Grid = Grid { group: 16, scales: (-128, 127), minima: (0, 0), levels: &whole_numbers::<64>(-32) };
 
 impl Q6_K {
     /// The levels in order, from -32 to 31.
@@ -74,8 +77,20 @@ impl BlockFormat for Q6_K {
     const USES_IMPORTANCE: bool = true;
     type Activation = Q8_K;
 
+    const GRID: Option<&'static Grid> = Some(&GRID);
+
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        Some(super_block::symmetric_parts(self.d, |it| self.scales[it], 16, -32, &self.unpacked()))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let mut block = Self { d: parts.d, scales: parts.scales.map(|it| it as i8), ..Self::zeroed() };
+        block.pack_levels(&parts.codes);
+        Some(block)
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::block::{Activation, BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
+use crate::coded::{Grid, Parts, whole_numbers};
 
 /// One block.
 #[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
@@ -15,10 +16,15 @@ pub struct Q8_0 {
     pub levels: [i8; WEIGHTS],
 }
 
+const LEVELS: [i8; 255] = whole_numbers(-127);
+const GRID: Grid = block_of_32::grid(&LEVELS, 0);
+
 impl BlockFormat for Q8_0 {
     const WEIGHTS: usize = WEIGHTS;
     const USES_IMPORTANCE: bool = false;
     type Activation = Q8_0;
+
+    const GRID: Option<&'static Grid> = Some(&GRID);
 
     fn encode_block(weights: &[f32], _: Option<ColumnImportance<'_>>) -> Self {
         let largest = weights.iter().fold(0.0f32, |largest, &x| largest.max(x.abs()));
@@ -29,6 +35,16 @@ impl BlockFormat for Q8_0 {
             *level = (x * inverse).round() as i8;
         }
         Self { d: Half::from_f32(d), levels }
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        let levels = self.levels.map(|it| it.max(-127));
+        Some(block_of_32::parts([self.d, Half::ZERO], 0).with_levels(-127, &levels))
+    }
+
+    fn from_parts(parts: &Parts) -> Option<Self> {
+        let levels = block_of_32::codes(parts).map(|it| LEVELS[usize::from(it)]);
+        Some(Self { d: parts.d, levels })
     }
 
     fn decode_block(&self, weights: &mut [f32]) {

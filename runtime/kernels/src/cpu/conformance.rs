@@ -109,6 +109,30 @@ fn a_token_gets_the_same_bits_in_any_company() {
 }
 
 #[test]
+fn matrices_that_share_their_rows_are_multiplied_as_each_alone() {
+    every_backend(|cpu| {
+        for tokens in [1, 14] {
+            let cols = 256;
+            let load = |format: Format, rows: usize| {
+                load(cpu, format, &encoded(format, &numbers(rows as u64, rows * cols), cols), rows, cols)
+            };
+            // Both roundings, one of them twice, and none.
+            let matrices = [(Format::Q4_K, 80), (Format::Q8_0, 7), (Format::Q6_K, 33), (Format::F16, 48)];
+            let matrices = matrices.map(|(format, rows)| load(format, rows));
+            let x = buffer(cpu, &numbers(7, tokens * cols));
+            let mut together: Vec<_> = matrices.iter().map(|it| cpu.buffer(tokens * it.rows()).unwrap()).collect();
+            let [a, b, c, d] = &mut together[..] else { panic!("four results") };
+            cpu.matmuls(matrices.each_ref(), &x, tokens, [a, b, c, d]);
+            for (matrix, together) in matrices.iter().zip(&together) {
+                let mut alone = cpu.buffer(tokens * matrix.rows()).unwrap();
+                cpu.matmul(matrix, &x, tokens, &mut alone);
+                assert_eq!(alone.values(), together.values());
+            }
+        }
+    });
+}
+
+#[test]
 fn embed_equals_the_formats_own_decoding() {
     every_backend(|cpu| {
         for &format in Format::ALL.iter().filter(|it| cpu.reads(**it)) {

@@ -68,8 +68,9 @@ pub(crate) trait Isa: Copy {
     /// Each byte's bits from `N` upwards; what other bytes shift in is left to a mask. `N` is at most 7.
     fn shift<const N: u32>(self, a: Self::I) -> Self::I;
     fn and(self, a: Self::I, mask: u8) -> Self::I;
-    /// `low | high << 4`, where `high` is at most 15.
-    fn join_nibbles(self, low: Self::I, high: Self::I) -> Self::I;
+    /// Each byte's bits moved up by `N`; what other bytes shift in is left to a mask. `N` is at most 7.
+    fn raise<const N: u32>(self, a: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
     /// Each byte the entry of the table that it is the place of; places are 0 to 15.
     fn look_up(self, table: &[u8; 16], places: Self::I) -> Self::I;
     /// Per lane: `acc + Σ code · value` over its four codes (0 to 127) and the four `i8` of `quad`.
@@ -144,7 +145,11 @@ pub(crate) struct Choice(Set);
 enum Set {
     Scalar,
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2),
+    Avx2(avx2::Avx2<avx2::Pairs>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<avx2::ShortVnni>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Half(avx2::Avx2<avx2::LongVnni>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "aarch64")]
@@ -191,6 +196,8 @@ impl Choice {
         #[cfg(target_arch = "x86_64")]
         {
             sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx2(it))));
+            sets.extend(avx2::Avx2::detect().map(|it| Self(Set::AvxVnni(it))));
+            sets.extend(avx2::Avx2::detect().map(|it| Self(Set::Avx512Half(it))));
             sets.extend(avx512::Avx512::detect().map(|it| Self(Set::Avx512(it))));
         }
         #[cfg(target_arch = "aarch64")]
@@ -208,6 +215,10 @@ impl Choice {
             #[cfg(target_arch = "x86_64")]
             Set::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Set::AvxVnni(_) => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Half(_) => "avx512-vnni-256",
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512(_) => "avx512-vnni",
             #[cfg(target_arch = "aarch64")]
             Set::Neon(_) => "neon-dotprod",
@@ -224,6 +235,10 @@ pub(crate) fn dispatch<K: Kernel>(choice: Choice, kernel: K) -> K::Output {
         Set::Scalar => kernel.run(scalar::Scalar),
         #[cfg(target_arch = "x86_64")]
         Set::Avx2(isa) => isa.run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Set::AvxVnni(isa) => isa.run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Set::Avx512Half(isa) => isa.run(kernel),
         #[cfg(target_arch = "x86_64")]
         Set::Avx512(isa) => isa.run(kernel),
         #[cfg(target_arch = "aarch64")]
@@ -293,7 +308,10 @@ mod tests {
             isa.store(isa.to_float(isa.dot(start, low, self.1)), &mut self.2[0]);
             isa.store(isa.to_float(isa.dot(start, high, self.1)), &mut self.2[1]);
             isa.store(isa.add(isa.to_float(wide), rest), &mut self.2[2]);
-            isa.store(isa.to_float(isa.dot(start, isa.join_nibbles(low, high), self.1)), &mut self.2[3]);
+            isa.store(
+                isa.to_float(isa.dot(start, isa.or(low, isa.and(isa.raise::<4>(high), 0x30)), self.1)),
+                &mut self.2[3],
+            );
             let mut narrow = ([0; LANES], [0; LANES]);
             let floats = isa.load(&std::array::from_fn(|it| it as f32 * 15.5 - 100.0));
             let sum = isa.store_i8(floats, &mut narrow.0);

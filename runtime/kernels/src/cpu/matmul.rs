@@ -118,28 +118,47 @@ pub(crate) struct Shape {
     pub(crate) adds: bool,
 }
 
-/// Shares the tiles of a product among the threads. `out` is `[tokens, rows]`.
+/// A product cut into pieces of work, some quads of tiles each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    n_quads: usize,
+    quads_per_piece: usize,
+}
+
+impl Cut {
+    /// For a product whose job has so many multiplications in all.
+    pub(crate) fn new(shape: Shape, multiplications: usize) -> Self {
+        let n_quads = n_tiles(shape.rows) / QUAD;
+        let per_quad = shape.tokens * shape.columns * LANES * QUAD;
+        let alone = multiplications < ALONE_MAX;
+        let quads_per_piece = if alone { n_quads.max(1) } else { (PIECE_MIN / per_quad.max(1)).max(1) };
+        Self { n_quads, quads_per_piece }
+    }
+
+    pub(crate) fn n_pieces(self) -> usize {
+        self.n_quads.div_ceil(self.quads_per_piece)
+    }
+
+    fn quads(self, piece: usize) -> Range<usize> {
+        piece * self.quads_per_piece..((piece + 1) * self.quads_per_piece).min(self.n_quads)
+    }
+}
+
+/// One piece of a product. Every piece of a [`Cut`] is to be computed once; `out` is `[tokens, rows]`.
 pub(crate) fn multiply<W: Tiled>(
-    (choice, pool): (Choice, &Pool),
+    choice: Choice,
     weight: &W,
     x: W::Rows<'_>,
     shape: Shape,
-    out: &mut [f32],
+    out: &Destination<'_>,
+    (cut, piece): (Cut, usize),
 ) {
-    assert_eq!(out.len(), shape.tokens * shape.rows, "results of a product");
-    let out = Destination::new(out);
-    let n_quads = n_tiles(shape.rows) / QUAD;
-    let per_quad = shape.tokens * shape.columns * LANES * QUAD;
-    let alone = shape.tokens * shape.columns * shape.rows < ALONE_MAX;
-    let quads_per_piece = if alone { n_quads.max(1) } else { (PIECE_MIN / per_quad.max(1)).max(1) };
-    pool.run(n_quads.div_ceil(quads_per_piece), &|piece| {
-        let quads = piece * quads_per_piece..((piece + 1) * quads_per_piece).min(n_quads);
-        dispatch(choice, Quads { weight, x, shape, out: &out, quads });
-    });
+    assert_eq!(out.len, shape.tokens * shape.rows, "results of a product");
+    dispatch(choice, Quads { weight, x, shape, out, quads: cut.quads(piece) });
 }
 
 /// Where threads put their results, each its own tiles' columns.
-struct Destination<'a> {
+pub(crate) struct Destination<'a> {
     start: *mut f32,
     len: usize,
     borrow: std::marker::PhantomData<&'a mut [f32]>,
@@ -149,7 +168,7 @@ struct Destination<'a> {
 unsafe impl Sync for Destination<'_> {}
 
 impl<'a> Destination<'a> {
-    fn new(out: &'a mut [f32]) -> Self {
+    pub(crate) fn new(out: &'a mut [f32]) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), borrow: std::marker::PhantomData }
     }
 

@@ -8,7 +8,7 @@ use fsq_blocks::{BlockFormat, Format};
 
 use super::Scratch;
 use super::isa::Choice;
-use super::matmul::{FloatRows, Shape, multiply, round};
+use super::matmul::{Cut, Destination, FloatRows, Shape, multiply, round};
 use super::pool::Pool;
 use super::tiles::blocks::BlockTiles;
 use super::tiles::floats::{Bf16, F16, FloatTiles};
@@ -21,6 +21,15 @@ pub struct CpuMatrix {
     rows: usize,
     cols: usize,
     tiles: Tiles,
+}
+
+/// Memory of [`Scratch`] that rounded activations lie in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "the names of the fields")]
+enum Rounding {
+    none,
+    rounded_32,
+    rounded_256,
 }
 
 /// One row per format: its tiles, and what activations become before they meet it.
@@ -55,23 +64,37 @@ macro_rules! tiles {
                 }
             }
 
+            /// Makes of `x` what the tiles multiply with.
+            fn round(&self, threads: (Choice, &Pool), scratch: &mut Scratch, x: &[f32], shape: Shape) {
+                match self {
+                    $(Self::$float(_) => {})*
+                    $(Self::$name(_) => round(threads, &mut scratch.$rows, x, shape),)*
+                }
+            }
+
+            /// Which memory [`Tiles::round`] fills: equal ones need it once.
+            fn rounding(&self) -> Rounding {
+                match self {
+                    $(Self::$float(_) => Rounding::none,)*
+                    $(Self::$name(_) => Rounding::$rows,)*
+                }
+            }
+
             fn multiply(
                 &self,
-                (choice, pool): (Choice, &Pool),
-                scratch: &mut Scratch,
+                choice: Choice,
+                scratch: &Scratch,
                 x: &[f32],
                 shape: Shape,
-                out: &mut [f32],
+                out: &Destination<'_>,
+                piece: (Cut, usize),
             ) {
                 match self {
                     $(Self::$float(tiles) => {
                         let rows = FloatRows { values: x, columns: shape.columns };
-                        multiply((choice, pool), tiles, rows, shape, out);
+                        multiply(choice, tiles, rows, shape, out, piece);
                     })*
-                    $(Self::$name(tiles) => {
-                        round((choice, pool), &mut scratch.$rows, x, shape);
-                        multiply((choice, pool), tiles, &scratch.$rows, shape, out);
-                    })*
+                    $(Self::$name(tiles) => multiply(choice, tiles, &scratch.$rows, shape, out, piece),)*
                 }
             }
         }
@@ -142,16 +165,37 @@ impl CpuMatrix {
         self.tiles.decode_row(row, into);
     }
 
-    /// `out[tokens, rows] (+)= x[tokens, cols] · wᵀ`
-    pub(super) fn multiply(
-        &self,
-        threads: (Choice, &Pool),
+    /// `outs[i][tokens, rows] (+)= x[tokens, cols] · wᵢᵀ` for matrices of the same columns, as one job.
+    pub(super) fn multiply<const N: usize>(
+        matrices: [&Self; N],
+        (choice, pool): (Choice, &Pool),
         scratch: &mut Scratch,
         x: &[f32],
-        out: &mut [f32],
+        outs: [&mut [f32]; N],
         adds: bool,
     ) {
-        let shape = Shape { tokens: x.len() / self.cols.max(1), rows: self.rows, columns: self.cols, adds };
-        self.tiles.multiply(threads, scratch, x, shape, out);
+        let columns = matrices[0].cols;
+        let tokens = x.len() / columns.max(1);
+        let shapes = matrices.map(|it| Shape { tokens, rows: it.rows, columns: it.cols, adds });
+        for (index, matrix) in matrices.iter().enumerate() {
+            assert_eq!(matrix.cols, columns, "columns of matrices that read the same rows");
+            let rounding = matrix.tiles.rounding();
+            if matrices[..index].iter().all(|it| it.tiles.rounding() != rounding) {
+                matrix.tiles.round((choice, pool), scratch, x, shapes[index]);
+            }
+        }
+        let multiplications = matrices.iter().map(|it| tokens * columns * it.rows).sum();
+        let cuts = shapes.map(|it| Cut::new(it, multiplications));
+        let outs = outs.map(Destination::new);
+        let scratch = &*scratch;
+        pool.run(cuts.iter().map(|it| it.n_pieces()).sum(), &|mut piece| {
+            for (index, cut) in cuts.into_iter().enumerate() {
+                if piece < cut.n_pieces() {
+                    let work = (cut, piece);
+                    return matrices[index].tiles.multiply(choice, scratch, x, shapes[index], &outs[index], work);
+                }
+                piece -= cut.n_pieces();
+            }
+        });
     }
 }

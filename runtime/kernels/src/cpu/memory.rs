@@ -2,38 +2,34 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::isa::LANES;
+use super::isa::{LANES, Line};
 use crate::KernelError;
-
-const LINE_BYTES: usize = 64;
 
 /// Zeroed bytes that the system hands out page by page as they are first touched: a large cache that is hardly used
 /// costs hardly anything.
+///
+/// They are whole lines rather than bytes with some to spare: an allocator that rounds sizes up, and zeroes what it
+/// gives, would make a matrix of a power of two a quarter larger.
 #[derive(Debug)]
 pub(crate) struct Zeroed {
-    bytes: Vec<u8>,
-    start: usize,
+    lines: Vec<Line>,
     len: usize,
 }
 
 impl Zeroed {
     pub(crate) fn new(len: usize) -> Result<Self, KernelError> {
-        let too_much = KernelError::OutOfMemory { bytes: len };
-        let Ok(bytes) = bytemuck::allocation::try_zeroed_vec::<u8>(len.saturating_add(LINE_BYTES)) else {
-            return Err(too_much);
-        };
-        let start = bytes.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
-        Ok(Self { bytes, start, len })
+        let lines = bytemuck::allocation::try_zeroed_vec(len.div_ceil(size_of::<Line>()));
+        Ok(Self { lines: lines.map_err(|()| KernelError::OutOfMemory { bytes: len })?, len })
     }
 
     #[inline(always)]
     pub(crate) fn parts<T: Pod>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.bytes[self.start..self.start + self.len])
+        bytemuck::cast_slice(&bytemuck::cast_slice::<Line, u8>(&self.lines)[..self.len])
     }
 
     #[inline(always)]
     pub(crate) fn parts_mut<T: Pod>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.bytes[self.start..self.start + self.len])
+        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<Line, u8>(&mut self.lines)[..self.len])
     }
 }
 
@@ -50,7 +46,7 @@ pub struct CpuBuffer {
 
 impl CpuBuffer {
     pub(crate) fn new(len: usize) -> Self {
-        Self { lanes: vec![Lanes([0.0; LANES]); len.div_ceil(LANES)], len }
+        Self { lanes: bytemuck::allocation::zeroed_vec(len.div_ceil(LANES)), len }
     }
 
     #[inline(always)]

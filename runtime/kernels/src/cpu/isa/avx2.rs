@@ -1,27 +1,147 @@
-//! AVX2 with FMA and F16C: two registers for sixteen lanes.
+//! AVX2 with FMA and F16C: two registers for sixteen lanes. Products of bytes by way of 16-bit pairs, or in one
+//! instruction where the machine has VNNI at this width.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::{Isa, Kernel, LANES, Line};
 
-/// Proof that the machine has AVX2, FMA and F16C. Only `detect` makes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx2(());
+/// How four products of bytes are added to a lane.
+pub(crate) trait Products: Copy {
+    /// As [`Isa::WIDE_ZERO`].
+    const WIDE_ZERO: i32;
 
-impl Avx2 {
+    fn detect() -> bool;
+
+    /// Runs a kernel in a function that is compiled for the instructions.
+    ///
+    /// # Safety
+    /// The machine has AVX2, FMA, F16C and what `detect` looks for.
+    unsafe fn run<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output;
+
+    /// `acc + Σ code · value` for codes up to 127.
+    ///
+    /// # Safety
+    /// As for `run`.
+    unsafe fn dot(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i;
+
+    /// `acc + Σ (code - 128 + WIDE_ZERO) · value` for any codes.
+    ///
+    /// # Safety
+    /// As for `run`.
+    unsafe fn dot_wide(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i;
+}
+
+/// Implements [`Products::run`] for a list of features.
+macro_rules! compiled_for {
+    ($features:literal) => {
+        #[inline(always)]
+        unsafe fn run<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output {
+            #[target_feature(enable = $features)]
+            fn compiled<K: Kernel, P: Products>(isa: Avx2<P>, kernel: K) -> K::Output {
+                kernel.run(isa)
+            }
+            // SAFETY: by this function's own condition.
+            unsafe { compiled(isa, kernel) }
+        }
+    };
+}
+
+/// AVX2 alone: products of bytes, pairs of them added in 16 bits, those in 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pairs;
+
+impl Products for Pairs {
+    const WIDE_ZERO: i32 = 0;
+
+    fn detect() -> bool {
+        true
+    }
+
+    compiled_for!("avx2,fma,f16c");
+
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i {
+        // SAFETY: by this function's own condition.
+        unsafe {
+            // Codes up to 127 times values up to 127: a pair's sum fits 16 bits.
+            let pairs = _mm256_maddubs_epi16(codes, values);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_wide(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i {
+        // SAFETY: by this function's own condition.
+        unsafe {
+            // Signed codes by way of |value| · (code with the value's sign). The one case that does not fit is a code
+            // of 0, -128 when signed, with a negative value: no encoder writes it.
+            let signed = _mm256_sign_epi8(_mm256_xor_si256(codes, _mm256_set1_epi8(-128)), values);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), signed);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+}
+
+macro_rules! vnni {
+    ($name:ident, $about:literal, $features:literal, [$($feature:tt),*], $dot:ident) => {
+        #[doc = $about]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) struct $name;
+
+        impl Products for $name {
+            const WIDE_ZERO: i32 = 128;
+
+            fn detect() -> bool {
+                true $(&& is_x86_feature_detected!($feature))*
+            }
+
+            compiled_for!($features);
+
+            #[inline(always)]
+            unsafe fn dot(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i {
+                // SAFETY: by this function's own condition.
+                unsafe { $dot(acc, codes, values) }
+            }
+
+            #[inline(always)]
+            unsafe fn dot_wide(acc: __m256i, codes: __m256i, values: __m256i) -> __m256i {
+                // SAFETY: by this function's own condition.
+                unsafe { $dot(acc, codes, values) }
+            }
+        }
+    };
+}
+
+vnni!(
+    ShortVnni,
+    "AVX-VNNI, as on desktops without AVX-512.",
+    "avx2,fma,f16c,avxvnni",
+    ["avxvnni"],
+    _mm256_dpbusd_avx_epi32
+);
+vnni!(
+    LongVnni,
+    "The same product in AVX-512's encoding: for machines that slow down under 512 bits, and the test of the other.",
+    "avx2,fma,f16c,avx512f,avx512vl,avx512vnni",
+    ["avx512f", "avx512vl", "avx512vnni"],
+    _mm256_dpbusd_epi32
+);
+
+/// Proof that the machine has AVX2, FMA, F16C and the products' instructions. Only `detect` makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Avx2<P>(PhantomData<P>);
+
+impl<P: Products> Avx2<P> {
     pub(crate) fn detect() -> Option<Self> {
         let found =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        found.then_some(Self(()))
+        (found && P::detect()).then_some(Self(PhantomData))
     }
 
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn compiled<K: Kernel>(isa: Avx2, kernel: K) -> K::Output {
-            kernel.run(isa)
-        }
         // SAFETY: `self` proves that the machine has these instructions.
-        unsafe { compiled(self, kernel) }
+        unsafe { P::run(self, kernel) }
     }
 }
 
@@ -50,11 +170,11 @@ macro_rules! halves {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
-impl Isa for Avx2 {
+impl<P: Products> Isa for Avx2<P> {
     type F = F;
     type I = I;
     const ROWS_MAX: usize = 4;
-    const WIDE_ZERO: i32 = 0;
+    const WIDE_ZERO: i32 = P::WIDE_ZERO;
 
     #[inline(always)]
     fn splat(self, value: f32) -> F {
@@ -202,11 +322,15 @@ impl Isa for Avx2 {
         })
     }
     #[inline(always)]
-    fn join_nibbles(self, low: I, high: I) -> I {
-        with_proof!([
-            _mm256_or_si256(low[0], _mm256_slli_epi16::<4>(high[0])),
-            _mm256_or_si256(low[1], _mm256_slli_epi16::<4>(high[1])),
-        ])
+    fn raise<const N: u32>(self, a: I) -> I {
+        with_proof!({
+            let count = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sll_epi16(a[0], count), _mm256_sll_epi16(a[1], count)]
+        })
+    }
+    #[inline(always)]
+    fn or(self, a: I, b: I) -> I {
+        halves!(_mm256_or_si256, a, b)
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: I) -> I {
@@ -217,33 +341,16 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     fn dot(self, acc: I, codes: I, quad: i32) -> I {
-        // Codes up to 127 times values up to 127: a pair's sum fits 16 bits.
         with_proof!({
-            let (values, ones) = (_mm256_set1_epi32(quad), _mm256_set1_epi16(1));
-            let pairs = [_mm256_maddubs_epi16(codes[0], values), _mm256_maddubs_epi16(codes[1], values)];
-            [
-                _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], ones)),
-                _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
-            ]
+            let values = _mm256_set1_epi32(quad);
+            [P::dot(acc[0], codes[0], values), P::dot(acc[1], codes[1], values)]
         })
     }
     #[inline(always)]
     fn dot_wide(self, acc: I, codes: I, quad: i32) -> I {
-        // Signed codes by way of |value| · (code with the value's sign). The one case that does not fit is a code
-        // of 0, -128 when signed, with a negative value: no encoder writes it.
         with_proof!({
-            let (values, flip) = (_mm256_set1_epi32(quad), _mm256_set1_epi8(-128));
-            let sizes = _mm256_abs_epi8(values);
-            let signed = [
-                _mm256_sign_epi8(_mm256_xor_si256(codes[0], flip), values),
-                _mm256_sign_epi8(_mm256_xor_si256(codes[1], flip), values),
-            ];
-            let ones = _mm256_set1_epi16(1);
-            let pairs = [_mm256_maddubs_epi16(sizes, signed[0]), _mm256_maddubs_epi16(sizes, signed[1])];
-            [
-                _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], ones)),
-                _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
-            ]
+            let values = _mm256_set1_epi32(quad);
+            [P::dot_wide(acc[0], codes[0], values), P::dot_wide(acc[1], codes[1], values)]
         })
     }
     #[inline(always)]

@@ -148,8 +148,12 @@ impl Isa for Avx512 {
         with_proof!(_mm512_and_si512(a, _mm512_set1_epi8(mask as i8)))
     }
     #[inline(always)]
-    fn join_nibbles(self, low: __m512i, high: __m512i) -> __m512i {
-        with_proof!(_mm512_or_si512(low, _mm512_slli_epi16::<4>(high)))
+    fn raise<const N: u32>(self, a: __m512i) -> __m512i {
+        with_proof!(_mm512_slli_epi16::<N>(a))
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        with_proof!(_mm512_or_si512(a, b))
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: __m512i) -> __m512i {

@@ -222,8 +222,12 @@ impl<const MIXED: bool> Isa for Neon<MIXED> {
         each!(|at| vandq_u8(a[at], vdupq_n_u8(mask)))
     }
     #[inline(always)]
-    fn join_nibbles(self, low: Self::I, high: Self::I) -> Self::I {
-        each!(|at| vorrq_u8(low[at], vshlq_n_u8::<4>(high[at])))
+    fn raise<const BITS: u32>(self, a: Self::I) -> Self::I {
+        each!(|at| vshlq_u8(a[at], vdupq_n_s8(BITS as i8)))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        each!(|at| vorrq_u8(a[at], b[at]))
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: Self::I) -> Self::I {

@@ -141,8 +141,12 @@ impl Isa for Scalar {
         a.map(|it| it & mask)
     }
     #[inline(always)]
-    fn join_nibbles(self, low: Bytes, high: Bytes) -> Bytes {
-        std::array::from_fn(|it| low[it] | high[it] << 4)
+    fn raise<const N: u32>(self, a: Bytes) -> Bytes {
+        a.map(|it| it << N)
+    }
+    #[inline(always)]
+    fn or(self, a: Bytes, b: Bytes) -> Bytes {
+        std::array::from_fn(|it| a[it] | b[it])
     }
     #[inline(always)]
     fn look_up(self, table: &[u8; 16], places: Bytes) -> Bytes {

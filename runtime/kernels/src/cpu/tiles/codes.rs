@@ -92,6 +92,23 @@ impl<const BITS: usize> Plane<BITS> {
         };
         if BITS == 8 { shifted } else { isa.and(shifted, Self::MASK) }
     }
+
+    /// The same, 4 bits up, where a nibble leaves off: one shift instead of two. `BITS` is at most 2.
+    #[inline(always)]
+    fn unpack_raised<S: Isa, const G: usize>(isa: S, lines: &[Line]) -> S::I {
+        let line = isa.load_line(&lines[G / Self::GROUPS_PER_LINE]);
+        let shifted = match G % Self::GROUPS_PER_LINE * BITS {
+            0 => isa.raise::<4>(line),
+            1 => isa.raise::<3>(line),
+            2 => isa.raise::<2>(line),
+            3 => isa.raise::<1>(line),
+            4 => line,
+            5 => isa.shift::<1>(line),
+            6 => isa.shift::<2>(line),
+            _ => isa.shift::<3>(line),
+        };
+        isa.and(shifted, Self::MASK << 4)
+    }
 }
 
 /// Codes of one plane.
@@ -124,7 +141,7 @@ impl<const HIGH: usize, const ZERO: i32> Codes for NibbleAnd<HIGH, ZERO> {
     #[inline(always)]
     fn unpack<S: Isa, const G: usize>(isa: S, unit: &[Line]) -> S::I {
         let (low, high) = unit.split_at(Plane::<4>::LINES);
-        isa.join_nibbles(Plane::<4>::unpack::<S, G>(isa, low), Plane::<HIGH>::unpack::<S, G>(isa, high))
+        isa.or(Plane::<4>::unpack::<S, G>(isa, low), Plane::<HIGH>::unpack_raised::<S, G>(isa, high))
     }
     fn put(unit: &mut [Line], row: usize, codes: &[u8; UNIT]) {
         let (low, high) = unit.split_at_mut(Plane::<4>::LINES);

@@ -1,0 +1,122 @@
+//! Encodes files into the work folder, or finds them there. Gives no file its name.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use fsq_blocks::Format;
+use fsq_checkpoint::{Adapter, Checkpoint};
+use fsq_gguf::Gguf;
+use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, Target, quantize};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::choices::{Chosen, Subject};
+use super::document::TensorRecord;
+use super::work::Work;
+use crate::output::hex;
+use crate::progress::Progress;
+
+/// What is quantized, opened.
+pub(super) struct Inputs {
+    pub(super) checkpoint: Checkpoint,
+    /// What is merged before anything is encoded.
+    pub(super) merged: Vec<Adapter>,
+    /// What runs beside the files instead.
+    pub(super) beside: Option<Adapter>,
+    pub(super) importance: Option<Importance>,
+    pub(super) provenance: Provenance,
+    pub(super) name: String,
+    /// The user's own choice of formats for single tensors.
+    pub(super) tensor_types: Vec<(String, Format)>,
+    /// What the options chose beyond the recipes.
+    pub(super) chosen: Chosen,
+}
+
+/// An encoded file without its name.
+#[derive(Clone)]
+pub(super) struct Candidate {
+    pub(super) file: PathBuf,
+    pub(super) mix: Mix,
+    pub(super) told: Told,
+}
+
+/// What is kept beside an encoded file.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Told {
+    pub(super) seconds: f64,
+    pub(super) tensors: Vec<TensorRecord>,
+}
+
+/// Makes files of one policy.
+pub(super) struct Maker<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) work: &'a Work,
+    pub(super) progress: &'a Progress,
+}
+
+impl Maker<'_> {
+    /// A file in a format; `raised` tensors get another than the recipe and the user give them.
+    pub(super) fn make(&self, mix: Mix, raised: &[(String, Format)]) -> anyhow::Result<Candidate> {
+        let Inputs { checkpoint, merged, importance, provenance, .. } = self.inputs;
+        let plan = self.inputs.plan(mix, raised);
+        let stem = stem(&plan);
+        let (file, told) = (self.work.path(&format!("{stem}.gguf")), format!("{stem}.json"));
+        if let Some(told) = self.work.kept(&told).filter(|_| file.exists()) {
+            self.progress.say(&format!("{}: already encoded", mix.name()));
+            return Ok(Candidate { file, mix, told });
+        }
+        let started = Instant::now();
+        self.progress.stage(mix.name(), checkpoint.dimensions.parameters() as u64);
+        let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
+        let Encoded { draft, tensors } =
+            quantize(checkpoint, merged, &plan, importance.as_ref(), provenance, Target::resumed(&file), &mut watch)?;
+        let file = draft.publish()?;
+        self.progress.finish();
+        let tensors = tensors.into_iter().map(TensorRecord::from).collect();
+        let kept = Told { seconds: started.elapsed().as_secs_f64(), tensors };
+        self.work.keep(&told, &kept)?;
+        Ok(Candidate { file, mix, told: kept })
+    }
+}
+
+impl Inputs {
+    /// What a format means for this policy.
+    pub(super) fn plan(&self, mix: Mix, raised: &[(String, Format)]) -> Plan {
+        let recipe = Plan { overrides: self.tensor_types.clone(), codes: self.chosen.codes, ..Plan::new(mix) };
+        let chosen = self.chosen.plan.as_ref().filter(|it| it.0 == mix);
+        let plan = chosen.map_or(recipe, |it| it.1.clone());
+        Plan { name: Some(self.name.clone()), overrides: [plan.overrides.as_slice(), raised].concat(), ..plan }
+    }
+
+    /// What is quantized, for whoever chooses.
+    pub(super) fn subject(&self) -> Subject<'_> {
+        let Self { checkpoint, merged, importance, provenance, .. } = self;
+        Subject { checkpoint, merged, importance: importance.as_ref(), provenance }
+    }
+}
+
+/// SHA-256 of a file and of everything after its header.
+///
+/// Read rather than mapped: the pages of a mapped file would count as this program's memory.
+pub(super) fn digests(gguf: &Gguf) -> anyhow::Result<[String; 2]> {
+    let n_data: usize = gguf.parts().iter().map(|it| it.data().len()).sum();
+    let from = |start: u64| -> std::io::Result<String> {
+        let mut file = File::open(gguf.path())?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut digest = Sha256::new();
+        std::io::copy(&mut file, &mut digest)?;
+        Ok(hex(&digest.finalize()))
+    };
+    let (file, data) = rayon::join(|| from(0), || from((gguf.n_bytes() - n_data) as u64));
+    let named = |it: std::io::Result<String>| it.with_context(|| gguf.path().display().to_string());
+    Ok([named(file)?, named(data)?])
+}
+
+/// A name for what a plan gives, which differs where the plan does.
+fn stem(plan: &Plan) -> String {
+    let digest = hex(&Sha256::digest(format!("{plan:?}")));
+    format!("{}-{}", plan.mix.name(), &digest[..16])
+}

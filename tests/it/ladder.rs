@@ -1,0 +1,125 @@
+//! `fsq quantize --gate`: what passes gets its name, what fails climbs, and what cannot be helped is given up.
+
+use std::path::{Path, PathBuf};
+
+use fsq_gguf::Gguf;
+use serde_json::Value;
+
+use crate::gates::checkpoint;
+use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, text};
+
+/// What the profile `demo` wants at least.
+const EPISODES: &str = "800";
+
+struct Run {
+    folder: tempfile::TempDir,
+    code: Option<i32>,
+    report: Value,
+    errors: String,
+}
+
+impl Run {
+    /// Judges files of the trained policy in one environment.
+    fn of(formats: &str, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let fixed = ["quantize", text(checkpoint()), "--to", formats, "--name", "p", "--out", text(folder.path())];
+        let output = fsq(&[&fixed[..], &["--environment", "countdown", "--json"], more].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{errors}"));
+        println!("{errors}");
+        Self { folder, code: output.status.code(), report, errors }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    fn verdicts(&self) -> Vec<&str> {
+        let rounds = self.report["files"][0]["rounds"].as_array().unwrap();
+        rounds.iter().map(|it| it["verdict"].as_str().unwrap()).collect()
+    }
+
+    /// Whatever came of it, no work is left.
+    fn assert_clean(&self) {
+        assert!(!self.path(".fsq-quantize").exists());
+    }
+}
+
+fn key<'a>(file: &'a Gguf, key: &str) -> &'a str {
+    file.metadata().str(key).unwrap_or_else(|| panic!("no {key}"))
+}
+
+fn is_sound(file: &Path) {
+    let inspected = fsq(&["inspect", "--strict", text(file)]);
+    assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stderr));
+}
+
+#[test]
+fn what_passes_gets_its_name_with_the_verdict_inside() {
+    let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES]);
+    assert_eq!((run.code, run.verdicts()), (Some(0), vec!["pass"]), "{}", run.errors);
+    let file = Gguf::open(&run.path("p-Q8_0.gguf")).unwrap();
+    assert_eq!(key(&file, "fsq.gate.verdict"), "pass");
+    assert_eq!(key(&file, "fsq.gate.profile"), "demo");
+    assert_eq!(key(&file, "fsq.gate.environments"), "countdown");
+    assert_eq!(key(&file, "fsq.gate.identity").len(), 64);
+    is_sound(&run.path("p-Q8_0.gguf"));
+    let checks = run.report["files"][0]["checks"].as_array().unwrap();
+    let parity = checks.iter().find(|it| it["name"] == "greedy parity").unwrap();
+    assert!(parity["told"].as_str().unwrap().starts_with("32 greedy texts of 16 tokens"), "{parity}");
+    let card = std::fs::read_to_string(run.path("README.md")).unwrap();
+    assert!(card.contains("G1 task success") && card.contains("fsq serve p-Q8_0.gguf"), "{card}");
+    run.assert_clean();
+}
+
+#[test]
+fn too_little_evidence_gives_no_name_and_a_reason_gives_one() {
+    let open = Run::of("q8_0", &["--gate", "demo", "-n", "32"]);
+    assert_eq!((open.code, open.verdicts()), (INCONCLUSIVE, vec!["inconclusive"]));
+    assert!(!open.path("p-Q8_0.gguf").exists());
+    assert_eq!(open.report["files"][0]["published"], false);
+    open.assert_clean();
+    let reason = "for the test bench only";
+    let forced = Run::of("q8_0", &["--gate", "demo", "-n", "32", "--override", reason]);
+    assert_eq!(forced.code, Some(0));
+    let file = Gguf::open(&forced.path("p-Q8_0.gguf")).unwrap();
+    assert_eq!(key(&file, "fsq.gate.verdict"), "inconclusive");
+    assert_eq!(key(&file, "fsq.gate.override_reason"), reason);
+    assert_eq!(forced.report["files"][0]["override_reason"], reason);
+    let card = std::fs::read_to_string(forced.path("README.md")).unwrap();
+    assert!(card.contains(&format!("inconclusive, overridden: {reason}")), "{card}");
+}
+
+#[test]
+fn a_file_whose_first_layer_is_rough_is_rescued_by_bits_there() {
+    let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES, "--tensor-type", "blk.0.*=Q2_K"]);
+    let verdicts = run.verdicts();
+    assert_eq!((verdicts.first(), verdicts.last()), (Some(&"fail"), Some(&"pass")), "{}", run.errors);
+    assert_eq!(run.code, Some(0));
+    let rounds = run.report["files"][0]["rounds"].as_array().unwrap();
+    let last = rounds.last().unwrap();
+    assert!(last["remedy"].as_str().unwrap().starts_with("more bits for"), "{last}");
+    assert!(last["n_bytes"].as_u64() > rounds[0]["n_bytes"].as_u64());
+    let file = Gguf::open(&run.path("p-Q8_0.gguf")).unwrap();
+    assert_eq!(key(&file, "fsq.gate.verdict"), "pass");
+    is_sound(&run.path("p-Q8_0.gguf"));
+    run.assert_clean();
+}
+
+#[test]
+fn a_file_that_is_rough_everywhere_is_given_up() {
+    let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES, "--tensor-type", "blk.*=Q2_K"]);
+    assert_eq!(run.code, GATE_FAILED, "{}", run.errors);
+    let verdicts = run.verdicts();
+    // The file as asked for, and each remedy.
+    assert_eq!(verdicts.len(), 4, "{verdicts:?}");
+    assert!(!verdicts.contains(&"pass") && verdicts[0] == "fail");
+    let mut names = std::fs::read_dir(run.folder.path()).unwrap().map(|it| it.unwrap().file_name());
+    assert!(names.all(|it| !it.to_string_lossy().ends_with(".gguf")), "a file got a name");
+    let file = &run.report["files"][0];
+    assert_eq!((&file["published"], &file["verdict"]), (&false.into(), &"fail".into()));
+    assert!(!file["rounds"][0]["sentences"].as_array().unwrap().is_empty(), "it does not say why");
+    let card = std::fs::read_to_string(run.path("README.md")).unwrap();
+    assert!(card.contains("No file passed its gates"), "{card}");
+    run.assert_clean();
+}
