@@ -64,6 +64,7 @@ impl Maker<'_> {
     }
 
     /// What files are judged against: a format as its recipe has it, whatever the user chose for single tensors.
+    #[cfg(feature = "train")]
     pub(super) fn reference(&self, mix: Mix) -> anyhow::Result<Candidate> {
         self.encode(mix, Plan { name: Some(self.inputs.name.clone()), ..Plan::new(mix) })
     }
