@@ -2,8 +2,9 @@
 //!
 //! Each follows its namesake in `ggml-quants.c` operation by operation in `f32`, so that the chosen levels are equal.
 //! What must be summed in order within a group is fast all the same where groups are searched side by side, one to a
-//! lane: compilers make vectors of lanes, and a group alone is one lane. What is inlined always is so that it is compiled
-//! for the vectors of each machine, one of which is chosen when the program runs; nothing is contracted in any of them.
+//! lane: compilers make vectors of lanes, and a group alone is one lane. What is always inlined is compiled once for
+//! each width of vectors, one of which is chosen when the program runs; nothing is contracted in any of them.
+#![allow(clippy::needless_range_loop, reason = "a lane is one number of each of several rows")]
 
 /// The largest group that is searched.
 const GROUP_MAX: usize = 32;
