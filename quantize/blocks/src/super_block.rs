@@ -284,10 +284,15 @@ pub(crate) fn pack_2_bit(levels: &[u8; WEIGHTS]) -> [u8; 64] {
 
 /// Undoes [`pack_2_bit`].
 pub(crate) fn unpack_2_bit(packed: &[u8; 64]) -> [i8; WEIGHTS] {
-    std::array::from_fn(|index| {
-        let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
-        (packed[32 * half + byte] >> (2 * part) & 3) as i8
-    })
+    let mut levels = [0; WEIGHTS];
+    for (levels, packed) in levels.as_chunks_mut::<128>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
+        for (part, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (level, byte) in levels.iter_mut().zip(packed) {
+                *level = (byte >> (2 * part) & 3) as i8;
+            }
+        }
+    }
+    levels
 }
 
 /// Levels of 4 bits: in each quarter of the super-block, byte `l` holds weights `l` and `l + 32`.
@@ -298,12 +303,16 @@ pub(crate) fn pack_4_bit(levels: &[u8; WEIGHTS]) -> [u8; 128] {
     })
 }
 
-/// Undoes [`pack_4_bit`].
+/// Undoes [`pack_4_bit`]. In runs of 32 levels, of which compilers make vectors.
 pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
-    std::array::from_fn(|index| {
-        let (quarter, high, byte) = (index / 64, index / 32 % 2, index % 32);
-        (packed[32 * quarter + byte] >> (4 * high) & 0xf) as i8
-    })
+    let mut levels = [0; WEIGHTS];
+    for (levels, packed) in levels.as_chunks_mut::<64>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
+        for byte in 0..32 {
+            levels[byte] = (packed[byte] & 0xf) as i8;
+            levels[byte + 32] = (packed[byte] >> 4) as i8;
+        }
+    }
+    levels
 }
 
 /// `weight = d · scale · level`, `GROUP` weights to a scale.

@@ -31,8 +31,10 @@ impl Q3_K {
     /// The levels in order, from -4 to 3.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = super_block::unpack_2_bit(&self.low);
-        for (index, level) in levels.iter_mut().enumerate() {
-            *level += ((self.high[index % 32] >> (index / 32) & 1) * 4) as i8 - 4;
+        for (group, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (level, high) in levels.iter_mut().zip(&self.high) {
+                *level += ((high >> group & 1) << 2) as i8 - 4;
+            }
         }
         levels
     }

@@ -29,12 +29,18 @@ const GRID: Grid = Grid { group: 16, scales: (-128, 127), minima: (0, 0), levels
 impl Q6_K {
     /// The levels in order, from -32 to 31.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
-        std::array::from_fn(|index| {
-            let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
-            let low = self.low[64 * half + 32 * (part % 2) + byte] >> (part / 2 * 4) & 0xf;
-            let high = self.high[32 * half + byte] >> (2 * part) & 3;
-            (low | high << 4) as i8 - 32
-        })
+        let mut levels = [0; WEIGHTS];
+        let halves = self.low.as_chunks::<64>().0.iter().zip(self.high.as_chunks::<32>().0);
+        for (levels, (low, high)) in levels.as_chunks_mut::<128>().0.iter_mut().zip(halves) {
+            // In runs of 32 levels, of which compilers make vectors.
+            for (part, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let low = &low[32 * (part % 2)..][..32];
+                for ((level, low), high) in levels.iter_mut().zip(low).zip(high) {
+                    *level = ((low >> (part / 2 * 4) & 0xf) | (high >> (2 * part) & 3) << 4) as i8 - 32;
+                }
+            }
+        }
+        levels
     }
 
     fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
