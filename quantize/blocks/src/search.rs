@@ -2,7 +2,9 @@
 //!
 //! Each follows its namesake in `ggml-quants.c` operation by operation in `f32`, so that the chosen levels are equal.
 //! What must be summed in order within a group is fast all the same where groups are searched side by side, one to a
-//! lane: compilers make vectors of lanes, and a group alone is one lane.
+//! lane: compilers make vectors of lanes, and a group alone is one lane. What is always inlined is compiled once for
+//! each width of vectors, one of which is chosen when the program runs; nothing is contracted in any of them.
+#![allow(clippy::needless_range_loop, reason = "a lane is one number of each of several rows")]
 
 /// The largest group that is searched.
 const GROUP_MAX: usize = 32;
@@ -11,6 +13,7 @@ pub(crate) const GROUP_MAX_EPSILON: f32 = 1e-15;
 
 /// The nearest whole number, ties to even, by way of the float's mantissa (`nearest_int`). Right for magnitudes up to
 /// 4194303; beyond, and for NaN, some number of at most that magnitude.
+#[inline(always)]
 pub(crate) fn nearest(value: f32) -> i32 {
     ((value + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
@@ -42,6 +45,16 @@ pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
 /// (`make_qx_quants` with `rmse_type` 1), for groups side by side: `[group, LANES]`. `levels` come out shifted by `n`.
 /// Without weights, `x²` is used.
 pub(crate) fn symmetric<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: Option<&[[f32; LANES]]>,
+    levels: &mut [[u8; LANES]],
+) -> [f32; LANES] {
+    pulp::Arch::new().dispatch(|| symmetric_in_lanes(n, x, weights, levels))
+}
+
+#[inline(always)]
+fn symmetric_in_lanes<const LANES: usize>(
     n: i32,
     x: &[[f32; LANES]],
     weights: Option<&[[f32; LANES]]>,
@@ -92,6 +105,7 @@ pub(crate) fn symmetric<const LANES: usize>(
 
 /// Σ weight · x · level and Σ weight · level² of the levels that inverse scales give; `weighted` has the weight and
 /// its product with `x`.
+#[inline(always)]
 fn symmetric_sums<const LANES: usize>(
     n: i32,
     x: &[[f32; LANES]],
@@ -202,6 +216,17 @@ pub(crate) fn affine<const LANES: usize>(
     trials: Trials,
     levels: &mut [[u8; LANES]],
 ) -> ([f32; LANES], [f32; LANES]) {
+    pulp::Arch::new().dispatch(|| affine_in_lanes(n, x, weights, trials, levels))
+}
+
+#[inline(always)]
+fn affine_in_lanes<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: &[[f32; LANES]],
+    trials: Trials,
+    levels: &mut [[u8; LANES]],
+) -> ([f32; LANES], [f32; LANES]) {
     let [mut min, max, sum_w, sum_x] = affine_span(x, weights);
     // Such a group has no levels.
     let flat: [bool; LANES] = std::array::from_fn(|lane| max[lane] == min[lane]);
@@ -248,6 +273,7 @@ pub(crate) fn affine<const LANES: usize>(
 }
 
 /// The least weight, at most zero, and the largest, the sum of what they count, and that of their products.
+#[inline(always)]
 fn affine_span<const LANES: usize>(x: &[[f32; LANES]], weights: &[[f32; LANES]]) -> [[f32; LANES]; 4] {
     let (mut min, mut max, mut sum_w) = (x[0], x[0], weights[0]);
     let mut sum_x: [f32; LANES] = std::array::from_fn(|lane| sum_w[lane] * x[0][lane]);
@@ -263,6 +289,7 @@ fn affine_span<const LANES: usize>(x: &[[f32; LANES]], weights: &[[f32; LANES]])
 }
 
 /// The levels of one weight of each group.
+#[inline(always)]
 fn affine_levels<const LANES: usize>(
     n: i32,
     x: &[f32; LANES],
@@ -278,6 +305,7 @@ fn affine_levels<const LANES: usize>(
 
 /// Σ weight · level, Σ weight · level² and Σ weight · level · x of the levels that inverse scales and minima give,
 /// which are left in `tried`.
+#[inline(always)]
 fn affine_sums<const LANES: usize>(
     n: i32,
     x: &[[f32; LANES]],
@@ -300,6 +328,7 @@ fn affine_sums<const LANES: usize>(
 }
 
 /// The weighted error of `scale · level + min` against `x`.
+#[inline(always)]
 fn affine_error<const LANES: usize>(
     x: &[[f32; LANES]],
     weights: &[[f32; LANES]],

@@ -151,9 +151,7 @@ impl Affine {
             let x = &x[..self.group];
             let mut squares = [0.0f32; LANES];
             for x in x {
-                for lane in 0..LANES {
-                    squares[lane] += x[lane] * x[lane];
-                }
+                squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
             }
             let base = squares.map(|it| if self.magnitude_only { 0.0 } else { (it / self.group as f32).sqrt() });
             let weigh = |x: &[f32; LANES]| std::array::from_fn(|lane| base[lane] + x[lane].abs());

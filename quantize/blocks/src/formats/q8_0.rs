@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::block::{Activation, BlockFormat, ColumnImportance, Half};
+use crate::block::{Activation, BlockFormat, ColumnImportance, Half, assert_fits};
 use crate::block_of_32::{self, WEIGHTS};
 use crate::coded::{Grid, Parts, whole_numbers};
 
@@ -20,6 +20,7 @@ const LEVELS: [i8; 255] = whole_numbers(-127);
 const GRID: Grid = block_of_32::grid(&LEVELS, 0);
 
 /// The largest magnitude, found in lanes that compilers make vectors of; NaN counts as nothing.
+#[inline(always)]
 fn largest_magnitude(weights: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [0.0f32; 8];
@@ -33,9 +34,22 @@ fn largest_magnitude(weights: &[f32]) -> f32 {
 
 /// The nearest whole number, ties away from zero. Adding the largest float below a half and cutting off is that, since
 /// the sum is rounded; unlike `f32::round` it takes no call.
+#[inline(always)]
 fn rounded(value: f32) -> i8 {
     const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
     (value + BELOW_HALF.copysign(value)) as i32 as i8
+}
+
+#[inline(always)]
+fn encoded(weights: &[f32]) -> Q8_0 {
+    let largest = largest_magnitude(weights);
+    let d = largest / 127.0;
+    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+    let mut levels = [0i8; WEIGHTS];
+    for (level, &x) in levels.iter_mut().zip(weights) {
+        *level = rounded(x * inverse);
+    }
+    Q8_0 { d: Half::from_f32(d), levels }
 }
 
 impl BlockFormat for Q8_0 {
@@ -46,14 +60,17 @@ impl BlockFormat for Q8_0 {
     const GRID: Option<&'static Grid> = Some(&GRID);
 
     fn encode_block(weights: &[f32], _: Option<ColumnImportance<'_>>) -> Self {
-        let largest = largest_magnitude(weights);
-        let d = largest / 127.0;
-        let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-        let mut levels = [0i8; WEIGHTS];
-        for (level, &x) in levels.iter_mut().zip(weights) {
-            *level = rounded(x * inverse);
-        }
-        Self { d: Half::from_f32(d), levels }
+        encoded(weights)
+    }
+
+    fn encode(weights: &[f32], _: Option<&[f32]>, blocks: &mut [Self]) {
+        assert_fits(weights.len(), blocks.len(), WEIGHTS);
+        // Compiled for the vectors of each machine, as `search` is.
+        pulp::Arch::new().dispatch(|| {
+            for (weights, block) in weights.as_chunks::<WEIGHTS>().0.iter().zip(blocks) {
+                *block = encoded(weights);
+            }
+        });
     }
 
     fn parts(&self) -> Option<Parts> {
