@@ -313,7 +313,7 @@ fn judged(
     use crate::gate::worst;
     let profile = crate::gate::profile(&arguments.gate)?;
     let Inputs { checkpoint, merged, beside, importance, .. } = maker.inputs;
-    let reference = maker.make(reference_mix(checkpoint), &[])?;
+    let reference = maker.reference(reference_mix(checkpoint))?;
     // Before any number about quality.
     let mut of_reference = checks::check(maker.inputs, &reference)?;
     maker.progress.stage("greedy parity", 0);

@@ -10,7 +10,8 @@ use crate::identity;
 
 /// Writes a judged file with its maps and verdicts inside to `path`, one verdict for each environment.
 ///
-/// The tensors are copied byte for byte: what was judged is what is written. See `docs/decisions/0002-gate-identity.md`.
+/// The tensors are copied byte for byte: what was judged is what is written. See
+/// `docs/decisions/0002-gate-identity.md`.
 pub(crate) fn stamp(
     judged: &Path,
     maps: Option<&RecalibrationMaps>,

@@ -20,8 +20,8 @@ fn file() -> String {
 }
 
 /// Roles in plain letters, since the tokenizer has no tokens for them.
-pub(crate) const CHAT_TEMPLATE: &str = "{% for message in messages %}<|bos|>{{ message.role }}: {{ message.content }}<|end|>\
-     {% endfor %}<|bos|>assistant: ";
+pub(crate) const CHAT_TEMPLATE: &str = "{% for message in messages %}<|bos|>{{ message.role }}: \
+     {{ message.content }}<|end|>{% endfor %}<|bos|>assistant: ";
 
 /// A `tokenizer.json` with a token for each byte, `<|bos|>` as 256 and `<|end|>` as 257.
 pub(crate) fn byte_tokenizer() -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::oracle::python;
-use crate::program::{fsq, json, refused, text};
+use crate::program::{BAD_INPUT, fsq, json, refused, text};
 use crate::tree::root;
 
 /// llama.cpp's number of Q4_K_M.
@@ -106,7 +106,10 @@ fn a_plan_given_back_makes_the_same_tensors() {
     let out = observed.folder.path().join("none");
     let to = ["quantize", text(&base), "--to", "q4_k_m", "--out", text(&out)];
     refused(&[&to[..], &["--plan", text(&changed)]].concat(), "override `blk.9.attn_q.weight`: expected the name");
-    let small = [&to[..], &["--target-size", "100kB"]].concat();
-    refused(&small, "size of the file: expected at least ");
-    refused(&[&to[..], &["--codes", "error_feedback"]].concat(), "expected importance with products");
+    // What each format loses is measured first, and said.
+    let small = fsq(&[&to[..], &["--target-size", "100kB"]].concat());
+    let said = String::from_utf8_lossy(&small.stderr).into_owned();
+    assert_eq!(small.status.code(), BAD_INPUT, "{said}");
+    assert!(said.contains("size of the file: expected at least "), "{said}");
+    refused(&[&to[..], &["--codes", "error_feedback"]].concat(), "expected --importance with products");
 }

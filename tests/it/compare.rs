@@ -35,7 +35,7 @@ fn tasks(folder: &Path) -> PathBuf {
         format!("numbers {a} {b} {c} goal {}\nuse {a} + {b} numbers {c} {} goal {0}\n", a + b + c, a + b)
     };
     let file = folder.join("tasks.txt");
-    std::fs::write(&file, (0..960).map(line).collect::<String>()).unwrap();
+    std::fs::write(&file, (0..1920).map(line).collect::<String>()).unwrap();
     file
 }
 

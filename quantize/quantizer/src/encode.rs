@@ -46,8 +46,8 @@ pub struct EncodedTensor {
     pub codes: Codes,
 }
 
-/// Merges the adapters, converts and encodes a checkpoint to a GGUF file: beside a path, or from where a killed run left
-/// it, as the target says.
+/// Merges the adapters, converts and encodes a checkpoint to a GGUF file: beside a path, or from where a killed run
+/// left it, as the target says.
 ///
 /// `progress` is called with the number of weights done and of all weights.
 ///

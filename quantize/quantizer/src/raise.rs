@@ -28,8 +28,8 @@ struct Rising {
 
 /// Formats for those tensors of `candidate` that gain most for their bytes, within `budget_bytes` more for the file.
 ///
-/// `reference` is the same policy in 16 bits. `squares_of` gives the mean square of each input column of a tensor, named
-/// as in both files, with `.weight`; without any, or with another number of them, every column counts alike.
+/// `reference` is the same policy in 16 bits. `squares_of` gives the mean square of each input column of a tensor,
+/// named as in both files, with `.weight`; without any, or with another number of them, every column counts alike.
 pub fn raise(
     reference: &Gguf,
     candidate: &Gguf,

@@ -1,9 +1,9 @@
 //! What each tensor loses in each format, and the plan that loses least within a budget; never runs a policy.
 //!
 //! The loss of a tensor is the share of its outputs' mean square that rounding puts off: Σ over rows of
-//! `(w - q)ᵀ H (w - q)`, by that of `wᵀ H w`, on held-out inputs where there are some. How much such a share matters differs from tensor
-//! to tensor; who can run the policy measures it and multiplies, see [`Sensitivities::weigh`]. For small losses the sum
-//! over tensors is what the whole file loses.
+//! `(w - q)ᵀ H (w - q)`, by that of `wᵀ H w`, on held-out inputs where there are some. How much such a share matters
+//! differs from tensor to tensor; who can run the policy measures it and multiplies, see [`Sensitivities::weigh`]. For
+//! small losses the sum over tensors is what the whole file loses.
 
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};

@@ -31,7 +31,8 @@ fn text(document: &Document, checkpoint: &Checkpoint) -> String {
     let base = Path::new(&document.checkpoint).file_name().map_or("policy".into(), |it| it.to_string_lossy());
     let architecture = checkpoint.dimensions.architecture.description().gguf_name;
     let mut card = format!(
-        "---\nlibrary_name: gguf\nbase_model: {}\ntags: [gguf, {architecture}, fsq]\n---\n{MARK}\n\n# {base} in GGUF\n\n",
+        "---\nlibrary_name: gguf\nbase_model: {}\ntags: [gguf, {architecture}, fsq]\n---\n{MARK}\n\n\
+         # {base} in GGUF\n\n",
         serde_json::Value::from(&*base)
     );
     let _ = writeln!(
@@ -89,13 +90,14 @@ fn running(document: &Document) -> String {
     };
     let adapter = match document.deploy {
         "native" => {
-            "\nThe adapter runs beside the file: give `--adapter` (fsq) or `--lora` (llama.cpp) the file `*-LoRA.gguf`.\n"
+            "\nThe adapter runs beside the file: give `--adapter` (fsq) or `--lora` (llama.cpp) the file \
+             `*-LoRA.gguf`.\n"
         }
         _ => "",
     };
     format!(
-        "## Running\n\n```\nfsq serve {0}\nllama-server -m {0}\n```\n{adapter}\nThe chat template is in the file. Stock llama.cpp \
-         loads it; the keys under `fsq.` are passed over there.\n\n",
+        "## Running\n\n```\nfsq serve {0}\nllama-server -m {0}\n```\n{adapter}\n\
+         The chat template is in the file. Stock llama.cpp loads it; the keys under `fsq.` are passed over there.\n\n",
         file.file
     )
 }

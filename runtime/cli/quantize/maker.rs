@@ -60,8 +60,17 @@ pub(super) struct Maker<'a> {
 impl Maker<'_> {
     /// A file in a format; `raised` tensors get another than the recipe and the user give them.
     pub(super) fn make(&self, mix: Mix, raised: &[(String, Format)]) -> anyhow::Result<Candidate> {
+        self.encode(mix, self.inputs.plan(mix, raised))
+    }
+
+    /// What files are judged against: a format as its recipe has it, whatever the user chose for single tensors.
+    #[cfg(feature = "train")]
+    pub(super) fn reference(&self, mix: Mix) -> anyhow::Result<Candidate> {
+        self.encode(mix, Plan { name: Some(self.inputs.name.clone()), ..Plan::new(mix) })
+    }
+
+    fn encode(&self, mix: Mix, plan: Plan) -> anyhow::Result<Candidate> {
         let Inputs { checkpoint, merged, importance, provenance, .. } = self.inputs;
-        let plan = self.inputs.plan(mix, raised);
         let stem = stem(&plan);
         let (file, told) = (self.work.path(&format!("{stem}.gguf")), format!("{stem}.json"));
         if let Some(told) = self.work.kept(&told).filter(|_| file.exists()) {

@@ -1,8 +1,8 @@
 //! Greedy texts of the 16-bit file against a second forward pass, over the checkpoint itself.
 //!
 //! The file is run by the serving runtime, the checkpoint with its adapters unmerged by the trainable forward, which
-//! reads Hugging Face's names and layout. What conversion and merging got wrong shows here, before it can be taken for a
-//! loss of quantization.
+//! reads Hugging Face's names and layout. What conversion and merging got wrong shows here, before it can be taken for
+//! a loss of quantization.
 
 use std::path::Path;
 
@@ -78,7 +78,8 @@ pub(super) fn check(
         }
     }
     Ok(told(format!(
-        "{} greedy texts of {TOKENS} tokens are the checkpoint's own; log-probabilities differ by at most {distance:.1e}",
+        "{} greedy texts of {TOKENS} tokens are the checkpoint's own; log-probabilities differ by at most \
+         {distance:.1e}",
         texts.len()
     )))
 }
