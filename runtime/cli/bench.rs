@@ -123,17 +123,13 @@ struct Roofline {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::Result<Outcome> {
+    let contexts = contexts(arguments)?;
     let progress = Progress::new();
     let mut measured = Vec::new();
     for file in &arguments.files {
         for batch in &arguments.batch {
-            let bench = Bench {
-                globals,
-                arguments,
-                contexts: contexts(arguments),
-                progress: &progress,
-                batch: usize::from(*batch),
-            };
+            let bench =
+                Bench { globals, arguments, contexts: &contexts, progress: &progress, batch: usize::from(*batch) };
             measured.append(&mut bench.run(file).with_context(|| file.display().to_string())?);
         }
     }
@@ -150,19 +146,25 @@ pub(crate) fn execute(globals: &Globals, arguments: &BenchArguments) -> anyhow::
     Ok(Outcome::Done)
 }
 
-/// Where generation is measured, the shortest context first; none is shorter than the prompt.
-fn contexts(arguments: &BenchArguments) -> Vec<usize> {
-    let mut contexts: Vec<usize> = arguments.context.iter().map(|it| (*it).max(arguments.prompt) as usize).collect();
+/// Where generation is measured, the shortest context first.
+fn contexts(arguments: &BenchArguments) -> anyhow::Result<Vec<usize>> {
+    if let Some(short) = arguments.context.iter().find(|it| **it < arguments.prompt) {
+        let prompt = arguments.prompt;
+        return Err(
+            Refusal::new(format!("--context: expected at least the prompt's {prompt} tokens, found {short}")).into()
+        );
+    }
+    let mut contexts: Vec<usize> = arguments.context.iter().map(|it| *it as usize).collect();
     contexts.sort_unstable();
     contexts.dedup();
-    if contexts.is_empty() { vec![arguments.prompt as usize] } else { contexts }
+    Ok(if contexts.is_empty() { vec![arguments.prompt as usize] } else { contexts })
 }
 
 /// A file with one batch size: as many rows as there are contexts.
 struct Bench<'a> {
     globals: &'a Globals,
     arguments: &'a BenchArguments,
-    contexts: Vec<usize>,
+    contexts: &'a [usize],
     progress: &'a Progress,
     batch: usize,
 }
@@ -225,7 +227,7 @@ impl Bench<'_> {
         self.measure(decoder, &self.contexts[..1])?;
         let mut timings = Timings { prefill: Vec::new(), decode: vec![Vec::new(); self.contexts.len()] };
         for repetition in 1..=repetitions {
-            let (read, written) = self.measure(decoder, &self.contexts)?;
+            let (read, written) = self.measure(decoder, self.contexts)?;
             timings.prefill.push(f64::from(self.arguments.prompt) / read);
             for (all, seconds) in timings.decode.iter_mut().zip(written) {
                 all.push(self.batch as f64 * f64::from(self.arguments.generate) / seconds);

@@ -38,6 +38,9 @@ use crate::progress::Progress;
 use crate::report::files;
 use crate::{Globals, output};
 
+/// What a file's name ends with once a later run has taken it away: nothing that loads `*.gguf` finds it by accident.
+const EARLIER: &str = ".earlier";
+
 /// Arguments of `fsq quantize`.
 #[derive(Args)]
 pub(crate) struct QuantizeArguments {
@@ -283,7 +286,7 @@ fn file_name(inputs: &Inputs, mix: Mix) -> String {
 /// What there is to say of a file before anything judges it.
 fn record(maker: &Maker<'_>, candidate: &Candidate) -> anyhow::Result<QuantizedFile> {
     let written = Gguf::open(&candidate.file)?;
-    let [sha256, data_sha256] = digests(&written)?;
+    let [sha256, data_sha256] = digests(&written);
     Ok(QuantizedFile {
         file: file_name(maker.inputs, candidate.mix),
         published: true,
@@ -346,7 +349,7 @@ fn judged(
                 record.override_reason = reason.filter(|_| ended != Outcome::Done).map(str::to_owned);
                 let path = maker.work.path(&format!("{}-judged.gguf", mix.name()));
                 file = crate::stamp::stamp(&file, maps.as_ref(), &passes, &path)?;
-                [record.sha256, record.data_sha256] = digests(&Gguf::open(&file)?)?;
+                [record.sha256, record.data_sha256] = digests(&Gguf::open(&file)?);
             }
             None => {
                 record.published = false;
@@ -368,7 +371,8 @@ fn judged(
     Err(Refusal::new(format!("--gate {}: not in this build", arguments.gate)).into())
 }
 
-/// Gives the files their names. A name that was asked for and not earned is taken from what an earlier run left there.
+/// Gives the files their names. A name that was asked for and not earned is taken from what an earlier run left there,
+/// which stays beside it under [`EARLIER`]: it was published once, and somebody may want it back.
 fn release(
     arguments: &QuantizeArguments,
     inputs: &Inputs,
@@ -386,7 +390,8 @@ fn release(
         let name = file_name(inputs, *mix);
         let path = arguments.out.join(&name);
         if path.exists() && !records.iter().any(|it| it.published && it.file == name) {
-            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            let aside = arguments.out.join(format!("{name}{EARLIER}"));
+            std::fs::rename(&path, aside).with_context(|| path.display().to_string())?;
         }
     }
     if let Some(beside) = inputs.beside.as_ref().filter(|_| records.iter().any(|it| it.published)) {

@@ -173,6 +173,29 @@ fn run_prints_the_promised_shape() {
 }
 
 #[test]
+fn bench_has_the_promised_shape_and_a_row_for_each_context() {
+    let file = file();
+    let sizes = ["bench", &file, "-p", "8", "-n", "2", "-r", "1", "--context"];
+    let rows = json(&[&sizes[..], &["24,8", "--json"]].concat());
+    let contexts: Vec<u64> = rows.as_array().unwrap().iter().map(|it| it["context"].as_u64().unwrap()).collect();
+    assert_eq!(contexts, [8, 24]);
+    for row in rows.as_array().unwrap() {
+        let texts = ["file", "format", "device", "backend", "path"];
+        assert!(texts.iter().all(|it| row[it].is_string()), "{row}");
+        let counts = ["threads", "n_prompt", "n_gen", "batch", "context"];
+        assert!(counts.iter().all(|it| row[it].is_u64()), "{row}");
+        assert!(row["load_s"].is_f64() && (row["rss_bytes_max"].is_u64() || row["rss_bytes_max"].is_null()), "{row}");
+        for speed in ["prefill_tokens_per_s", "decode_tokens_per_s"] {
+            assert!(["median", "min", "max"].iter().all(|it| row[speed][it].as_f64().unwrap() > 0.0), "{row}");
+        }
+        assert!(["read_bytes_per_s", "share"].iter().all(|it| row["roofline"][it].as_f64().unwrap() > 0.0), "{row}");
+    }
+    // More keys and values are read behind the longer context.
+    assert!(rows[1]["roofline"]["step_bytes"].as_u64() > rows[0]["roofline"]["step_bytes"].as_u64(), "{rows}");
+    refused(&[&sizes[..], &["4"]].concat(), "--context: expected at least the prompt's 8 tokens, found 4");
+}
+
+#[test]
 fn logits_have_the_promised_shape() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("l.safetensors");

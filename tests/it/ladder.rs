@@ -107,6 +107,18 @@ fn a_file_whose_first_layer_is_rough_is_rescued_by_bits_there() {
 }
 
 #[test]
+fn a_file_of_an_earlier_run_loses_its_name_and_nothing_else() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [name, aside] = ["p-Q8_0.gguf", "p-Q8_0.gguf.earlier"].map(|it| folder.path().join(it));
+    std::fs::write(&name, "published once").unwrap();
+    let fixed = ["quantize", text(checkpoint()), "--to", "q8_0", "--name", "p", "--out", text(folder.path())];
+    let output = fsq(&[&fixed[..], &["--environment", "countdown", "--gate", "demo", "-n", "32"]].concat());
+    assert_eq!(output.status.code(), INCONCLUSIVE, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!name.exists());
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), "published once");
+}
+
+#[test]
 fn a_file_that_is_rough_everywhere_is_given_up() {
     let run = Run::of("q8_0", &["--gate", "demo", "-n", EPISODES, "--tensor-type", "blk.*=Q2_K"]);
     assert_eq!(run.code, GATE_FAILED, "{}", run.errors);

@@ -1,11 +1,8 @@
 //! Encodes files into the work folder, or finds them there. Gives no file its name.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_gguf::Gguf;
@@ -108,20 +105,9 @@ impl Inputs {
 }
 
 /// SHA-256 of a file and of everything after its header.
-///
-/// Read rather than mapped: the pages of a mapped file would count as this program's memory.
-pub(super) fn digests(gguf: &Gguf) -> anyhow::Result<[String; 2]> {
-    let n_data: usize = gguf.parts().iter().map(|it| it.data().len()).sum();
-    let from = |start: u64| -> std::io::Result<String> {
-        let mut file = File::open(gguf.path())?;
-        file.seek(SeekFrom::Start(start))?;
-        let mut digest = Sha256::new();
-        std::io::copy(&mut file, &mut digest)?;
-        Ok(hex(&digest.finalize()))
-    };
-    let (file, data) = rayon::join(|| from(0), || from((gguf.n_bytes() - n_data) as u64));
-    let named = |it: std::io::Result<String>| it.with_context(|| gguf.path().display().to_string());
-    Ok([named(file)?, named(data)?])
+pub(super) fn digests(gguf: &Gguf) -> [String; 2] {
+    let (file, data) = rayon::join(|| gguf.file_sha256(), || gguf.data_sha256());
+    [hex(&file), hex(&data)]
 }
 
 /// A name for what a plan gives, which differs where the plan does.

@@ -1,4 +1,4 @@
-//! The CPU backend: AVX-512 VNNI, AVX2 or plain Rust, chosen when it is made. Knows no policy.
+//! The CPU backend: the widest instructions of the machine or plain Rust, chosen when it is made. Knows no policy.
 
 mod activations;
 mod attention;
@@ -69,7 +69,7 @@ impl Cpu {
         Ok(wish.map(|_| choice.name()))
     }
 
-    /// The instructions in use: `avx512-vnni`, `avx2` or `scalar`.
+    /// The instructions in use, as `FSQ_CPU` names them: `avx512-vnni`, `avx2`, `scalar` and others.
     #[must_use]
     pub fn path(&self) -> &'static str {
         self.choice.name()

@@ -10,8 +10,8 @@ use super::tiles::codes::{QUAD, n_tiles};
 use super::tiles::floats::{FloatLane, FloatTiles, add_dots};
 use super::tiles::supers::{SuperBlock, SuperTiles};
 
-/// Multiplications below which a second thread costs more than it brings.
-const ALONE_MAX: usize = 1 << 16;
+/// Multiplications of a job below which a second thread costs more than it brings.
+pub(crate) const ALONE_MAX: usize = 1 << 16;
 /// Multiplications of one piece of work at least.
 const PIECE_MIN: usize = 1 << 15;
 /// Activations that one thread rounds at a time.
@@ -126,13 +126,10 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// For a product whose job has so many multiplications in all.
-    pub(crate) fn new(shape: Shape, multiplications: usize) -> Self {
+    pub(crate) fn new(shape: Shape) -> Self {
         let n_quads = n_tiles(shape.rows) / QUAD;
         let per_quad = shape.tokens * shape.columns * LANES * QUAD;
-        let alone = multiplications < ALONE_MAX;
-        let quads_per_piece = if alone { n_quads.max(1) } else { (PIECE_MIN / per_quad.max(1)).max(1) };
-        Self { n_quads, quads_per_piece }
+        Self { n_quads, quads_per_piece: (PIECE_MIN / per_quad.max(1)).max(1) }
     }
 
     pub(crate) fn n_pieces(self) -> usize {

@@ -8,7 +8,7 @@ use fsq_blocks::{BlockFormat, Format};
 
 use super::Scratch;
 use super::isa::Choice;
-use super::matmul::{Cut, Destination, FloatRows, Shape, multiply, round};
+use super::matmul::{ALONE_MAX, Cut, Destination, FloatRows, Shape, multiply, round};
 use super::pool::Pool;
 use super::tiles::blocks::BlockTiles;
 use super::tiles::floats::{Bf16, F16, FloatTiles};
@@ -184,11 +184,10 @@ impl CpuMatrix {
                 matrix.tiles.round((choice, pool), scratch, x, shapes[index]);
             }
         }
-        let multiplications = matrices.iter().map(|it| tokens * columns * it.rows).sum();
-        let cuts = shapes.map(|it| Cut::new(it, multiplications));
+        let cuts = shapes.map(Cut::new);
         let outs = outs.map(Destination::new);
         let scratch = &*scratch;
-        pool.run(cuts.iter().map(|it| it.n_pieces()).sum(), &|mut piece| {
+        let work = |mut piece: usize| {
             for (index, cut) in cuts.into_iter().enumerate() {
                 if piece < cut.n_pieces() {
                     let work = (cut, piece);
@@ -196,6 +195,9 @@ impl CpuMatrix {
                 }
                 piece -= cut.n_pieces();
             }
-        });
+        };
+        let n_pieces = cuts.iter().map(|it| it.n_pieces()).sum();
+        let multiplications: usize = matrices.iter().map(|it| tokens * columns * it.rows).sum();
+        if multiplications < ALONE_MAX { (0..n_pieces).for_each(work) } else { pool.run(n_pieces, &work) }
     }
 }
