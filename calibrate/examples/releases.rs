@@ -1,10 +1,11 @@
 //! Simulated releases in large: how often gates pass a candidate that is no worse, and one that is.
 //!
 //! `cargo run --release -p fsq-calibrate --example releases` prints the tables of `docs/gates.md`; the arguments are
-//! the number of simulations and, to print one table only, `same`, `limit` or `looks`. The same
-//! arguments print the same figures.
+//! the number of simulations, to print one table only `same`, `limit` or `looks`, and the number of the first
+//! simulation, to do some now and the rest another time. The same arguments print the same figures.
 
 use std::env;
+use std::ops::Range;
 
 use fsq_calibrate::gates::GateProfile;
 
@@ -21,20 +22,22 @@ const FLIPS: [f64; 4] = [0.01, 0.02, 0.05, 0.10];
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let simulations = arguments.first().and_then(|it| it.parse().ok()).unwrap_or(1000);
+    let number = |at: usize| arguments.get(at).and_then(|it| it.parse().ok());
+    let first = number(2).unwrap_or(0);
+    let simulations = first..first + number(0).unwrap_or(1000);
     let wanted = |name: &str| arguments.get(1).is_none_or(|it| it == name);
     let profiles = PROFILES.map(|(text, flips)| {
         let profile: GateProfile = toml::from_str(text).expect("a shipped profile parses");
         (GateProfile { resamples: 500, ..profile }, flips)
     });
     if wanted("same") {
-        same(simulations, &profiles);
+        same(&simulations, &profiles);
     }
     if wanted("limit") {
-        limit(simulations, &profiles);
+        limit(&simulations, &profiles);
     }
     if wanted("looks") {
-        looks(simulations, &profiles);
+        looks(&simulations, &profiles);
     }
 }
 
@@ -43,14 +46,18 @@ fn flipping(flips: f64) -> Harm {
     Harm { redrawn: 3.0 * flips, ..Harm::default() }
 }
 
-fn same(simulations: u64, profiles: &[(GateProfile, f64)]) {
+fn same(simulations: &Range<u64>, profiles: &[(GateProfile, f64)]) {
     row(&["profile", "tasks", "flips", "all pass", "fail", "G1", "G2", "G3", "G4", "G5 first", "G5 last", "G6", "G7"]);
     row(&["---"; 13]);
-    for (profile, _) in profiles {
-        let work = FLIPS.map(|flips| (profile, profile.episodes_min, false, flipping(flips)));
-        for (flips, rates) in FLIPS.iter().zip(parallel(simulations, &work)) {
+    for (profile, made_for) in profiles {
+        let as_wanted = FLIPS.map(|it| (it, profile.episodes_min));
+        // More flips than the profile is made for, and twice the tasks.
+        let more = FLIPS.into_iter().find(|it| *it > *made_for).map(|it| (it, 2 * profile.episodes_min));
+        let cases: Vec<(f64, u64)> = as_wanted.into_iter().chain(more).collect();
+        let work: Vec<_> = cases.iter().map(|(flips, tasks)| (profile, *tasks, false, flipping(*flips))).collect();
+        for ((flips, tasks), rates) in cases.iter().zip(parallel(simulations, &work)) {
             let gates = [0, 1, 3, 4, 5, 6, 7, 8].map(|it| percent(rates.gates[it]));
-            let mut cells = vec![profile.name.clone(), profile.episodes_min.to_string(), percent(*flips)];
+            let mut cells = vec![profile.name.clone(), tasks.to_string(), percent(*flips)];
             cells.extend([percent(rates.passed), percent(rates.failed)]);
             cells.extend(gates);
             row(&cells);
@@ -59,7 +66,7 @@ fn same(simulations: u64, profiles: &[(GateProfile, f64)]) {
     show("");
 }
 
-fn limit(simulations: u64, profiles: &[(GateProfile, f64)]) {
+fn limit(simulations: &Range<u64>, profiles: &[(GateProfile, f64)]) {
     row(&["profile", "true loss at the limit of", "this gate passes", "all pass", "fail"]);
     row(&["---"; 5]);
     for (profile, _) in profiles {
@@ -76,7 +83,7 @@ fn limit(simulations: u64, profiles: &[(GateProfile, f64)]) {
     show("");
 }
 
-fn looks(simulations: u64, profiles: &[(GateProfile, f64)]) {
+fn looks(simulations: &Range<u64>, profiles: &[(GateProfile, f64)]) {
     row(&["profile", "tasks at most", "candidate", "pass", "fail", "tasks on average"]);
     row(&["---"; 6]);
     for (profile, flips) in profiles {
@@ -99,10 +106,11 @@ fn looks(simulations: u64, profiles: &[(GateProfile, f64)]) {
 }
 
 /// Every piece of work on a thread of its own.
-fn parallel(simulations: u64, work: &[(&GateProfile, u64, bool, Harm)]) -> Vec<Rates> {
+fn parallel(simulations: &Range<u64>, work: &[(&GateProfile, u64, bool, Harm)]) -> Vec<Rates> {
     std::thread::scope(|scope| {
         let run = |(profile, tasks, sequential, harm): &(&GateProfile, u64, bool, Harm)| {
             let (profile, tasks, sequential, harm) = ((*profile).clone(), *tasks, *sequential, *harm);
+            let simulations = simulations.clone();
             scope.spawn(move || rates(simulations, tasks, sequential, &harm, &profile))
         };
         let running: Vec<_> = work.iter().map(run).collect();

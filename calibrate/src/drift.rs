@@ -2,8 +2,8 @@
 //!
 //! A better bets on every episode that its probabilities are wrong in one particular way. If they are
 //! right, no bet can be expected to gain, whatever came before and however often one looks; so a large
-//! gain is evidence. Sixteen bets are held at once: four strengths, both directions, on the level (every
-//! probability too high or too low) and on the sharpness (too far from one half, or too near).
+//! gain is evidence. Ten bets are held at once: on the level (the odds are a factor lower or higher than
+//! stated) and on the sharpness (they lie nearer to one half, or further away), each faint and strong.
 //!
 //! | type | asks | error it keeps |
 //! |---|---|---|
@@ -21,51 +21,81 @@ use serde::Serialize;
 
 pub use monitor::{Episode, Event, Monitor, MonitorLimits, Shadow};
 
-/// Bets held at once.
-pub const BETS: usize = 16;
-/// How much is staked, for each unit of surprise.
-const STRENGTHS: [f64; 4] = [0.2, 0.5, 1.0, 1.5];
-/// No bet may lose everything: the stake stops at this share of what the worst outcome would cost.
-const STAKE_MAX: f64 = 0.95;
+/// What the odds really are, if a bet is right: `odds_true = factor · odds_stated ^ power`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Bet {
+    /// The logarithm of the factor.
+    shift: f64,
+    power: f64,
+    /// Share of the money that is put on it.
+    weight: f64,
+}
+
+const fn level(shift: f64, weight: f64) -> Bet {
+    Bet { shift, power: 1.0, weight }
+}
+
+const fn sharpness(power: f64, weight: f64) -> Bet {
+    Bet { shift: 0.0, power, weight }
+}
+
+/// The bets. Most of the money is on statements that are too high, above all by one unit of log odds: those let
+/// plans be followed that fail, and are to be seen soonest. Faint bets lose little while all is well, which is how a
+/// late fault is found among everything since the beginning.
+const BETS: [Bet; 10] = [
+    level(-0.25, 0.08),
+    level(-0.5, 0.20),
+    level(-1.0, 0.40),
+    level(0.25, 0.02),
+    level(0.5, 0.06),
+    level(1.0, 0.06),
+    sharpness(0.8, 0.04),
+    sharpness(0.4, 0.06),
+    sharpness(1.25, 0.03),
+    sharpness(2.0, 0.05),
+];
+/// Sharpness is not told from statements nearer to 0 and 1 than this: their odds grow without bound.
+const CERTAIN_WITHIN: f64 = 0.01;
 
 /// What one episode pays for each bet; each mean is 1 if the probabilities are right.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Payoffs([f64; BETS]);
+pub struct Payoffs([f64; BETS.len()]);
 
 impl Payoffs {
     /// Of an episode's probabilities, step by step, each with what it came to: for the steps of one episode that is
     /// the same, for the episodes of one task it need not be. No probabilities pay 1 for every bet; those outside
     /// `0..=1` are passed over.
+    ///
+    /// A bet pays the likelihood ratio of what it claims to what was stated, so it never loses everything.
     pub fn of(steps: impl IntoIterator<Item = (f64, bool)>) -> Self {
-        let mut sums = [0.0; BETS];
+        let mut sums = [0.0; BETS.len()];
         let mut n = 0.0;
         for (q, success) in steps.into_iter().filter(|it| (0.0..=1.0).contains(&it.0)) {
-            let surprise = f64::from(u8::from(success)) - q;
-            let stake_max = STAKE_MAX / q.max(1.0 - q);
-            let side = if q == 0.5 { 0.0 } else { (q - 0.5).signum() };
-            for (at, strength) in STRENGTHS.into_iter().enumerate() {
-                let won = strength.min(stake_max) * surprise;
-                for (bet, gain) in [won, -won, won * side, -won * side].into_iter().enumerate() {
-                    sums[4 * at + bet] += gain;
-                }
+            let certain = q.clamp(CERTAIN_WITHIN, 1.0 - CERTAIN_WITHIN);
+            let log_odds = (certain / (1.0 - certain)).ln();
+            for (sum, bet) in sums.iter_mut().zip(BETS) {
+                // However large the factor: what it pays has the mean 1 at every `q`.
+                let factor = (bet.shift + (bet.power - 1.0) * log_odds).exp();
+                let claimed = if success { factor } else { 1.0 };
+                *sum += claimed / (1.0 - q + q * factor);
             }
             n += 1.0;
         }
-        Self(sums.map(|it| if n > 0.0 { 1.0 + it / n } else { 1.0 }))
+        Self(sums.map(|it| if n > 0.0 { it / n } else { 1.0 }))
     }
 }
 
 /// Evidence that the probabilities were ever wrong, over all episodes so far.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Audit {
-    log_wealths: [f64; BETS],
+    log_wealths: [f64; BETS.len()],
     log_wealth_max: f64,
     n: u64,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { log_wealths: [0.0; BETS], log_wealth_max: 0.0, n: 0 }
+        Self { log_wealths: BETS.map(|it| it.weight.ln()), log_wealth_max: 0.0, n: 0 }
     }
 }
 
@@ -80,8 +110,8 @@ impl Audit {
         self.log_wealth_max = self.log_wealth_max.max(self.log_wealth());
     }
 
-    /// The wealth of sixteen equal bets of 1 together: the e-value against "always calibrated so far".
-    /// May be too large for a number: then infinite.
+    /// What 1, shared out among the bets, has become: the e-value against "always calibrated so far". May be too
+    /// large for a number: then infinite.
     pub fn e_value(&self) -> f64 {
         self.log_wealth().exp()
     }
@@ -104,15 +134,15 @@ impl Audit {
     fn log_wealth(&self) -> f64 {
         let highest = self.log_wealths.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = self.log_wealths.iter().map(|it| (it - highest).exp()).sum();
-        highest + (sum / BETS as f64).ln()
+        highest + sum.ln()
     }
 }
 
 /// Evidence that the probabilities are wrong since some episode not long ago.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Detector {
-    sums: [f64; BETS],
-    runs: [Run; BETS],
+    sums: [f64; BETS.len()],
+    runs: [Run; BETS.len()],
     n: u64,
 }
 
@@ -126,7 +156,7 @@ struct Run {
 
 impl Default for Detector {
     fn default() -> Self {
-        Self { sums: [0.0; BETS], runs: [Run::default(); BETS], n: 0 }
+        Self { sums: [0.0; BETS.len()], runs: [Run::default(); BETS.len()], n: 0 }
     }
 }
 
@@ -144,16 +174,17 @@ impl Detector {
         self.n += 1;
     }
 
-    /// The mean over the bets. It grows by at most 1 an episode on average while nothing is wrong, so a
-    /// threshold of `a` is reached after `a` episodes on average, and within `n` episodes in at most
-    /// `n / a` of all runs.
+    /// The mean over the bets, weighted. It grows by at most 1 an episode on average while nothing is wrong, so a
+    /// threshold of `a` is reached after `a` episodes on average or later, and within `n` episodes in at most the
+    /// share `n / a` of all runs (Doob's inequality).
     pub fn evidence(&self) -> f64 {
-        self.sums.iter().sum::<f64>() / BETS as f64
+        self.sums.iter().zip(BETS).map(|(sum, bet)| bet.weight * sum).sum()
     }
 
     /// After how many episodes the change seems to have come: where the best bet's gain began.
     pub fn change(&self) -> u64 {
-        let best = self.sums.iter().zip(&self.runs).max_by(|a, b| a.0.total_cmp(b.0));
+        let shares = self.sums.iter().zip(BETS).map(|(sum, bet)| bet.weight * sum);
+        let best = shares.zip(&self.runs).max_by(|a, b| a.0.total_cmp(&b.0));
         best.map_or(0, |(_, run)| run.begun)
     }
 

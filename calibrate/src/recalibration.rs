@@ -4,6 +4,7 @@
 //! metadata beside the weights. Every map is monotone, so it never changes which of two statements is
 //! the higher one. [`RecalibrationMap::apply`] is the only maker of an [`Estimate`].
 
+mod cross_fit;
 mod isotonic;
 mod logistic;
 mod metadata;
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::intervals::Interval;
 use crate::metrics::{Outcome, Tally};
 use crate::stated::Stated;
+pub use cross_fit::cross_fitted;
 use isotonic::Knots;
 use venn_abers::TwoSided;
 
@@ -327,6 +329,21 @@ impl RecalibrationMap {
     /// SHA-256 of those outcomes, in hexadecimal, whatever their order was.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Whether these are the outcomes it was fitted on.
+    pub fn was_fitted_on(&self, outcomes: &[Outcome]) -> bool {
+        self.n == outcomes.len() && self.digest == digest(outcomes)
+    }
+
+    /// The outcomes with this map's estimates in place of what was stated.
+    pub fn applied(&self, outcomes: &[Outcome]) -> Vec<Outcome> {
+        let estimate = |it: &Outcome| {
+            // What an outcome holds is a probability already.
+            let stated = Stated::new(it.probability()).ok()?;
+            Some(Outcome::of_estimate(self.apply(stated), it.success(), it.cluster()))
+        };
+        outcomes.iter().filter_map(estimate).collect()
     }
 }
 

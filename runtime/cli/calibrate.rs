@@ -1,49 +1,103 @@
 //! `fsq calibrate`: how well stated probabilities and outcomes agree, and a map from one to the other.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+mod replay;
+mod rows;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 use fsq_calibrate::Stated;
+use fsq_calibrate::fidelity::{HorizonFidelity, RolloutTruth, fidelity_by_horizon};
 use fsq_calibrate::intervals::Interval;
 use fsq_calibrate::metrics::{
-    Bootstrap, MetricIntervals, Metrics, Outcome as Observed, ReliabilityBin, intervals, reliability_curve,
+    Bootstrap, CELL_OUTCOMES_MIN, CalibratedErrors, Cell, CellGap, MetricIntervals, Metrics, Outcome as Observed,
+    ReliabilityBin, RiskPoint, cell_gaps, errors_if_calibrated, intervals, reliability_curve,
+    reliability_curve_equal_mass, risk_coverage, smooth_ece, smooth_ece_interval,
 };
-use fsq_calibrate::recalibration::RecalibrationMap;
+use fsq_calibrate::recalibration::{Family, RecalibrationMap};
+use fsq_calibrate::threshold::{ActThreshold, FailureBound, act_threshold};
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::failure::{Outcome, Refusal};
 use crate::{Globals, output};
+use rows::Row;
 
-/// Longest line that is read: far above any row, far below what would fill the memory.
-const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Bins of the reliability curve.
 const BINS: usize = 10;
+/// Points of the curve of risk against coverage.
+const RISKS: usize = 50;
+/// Confidence of every interval.
+const CONFIDENCE: f64 = 0.95;
+/// How often outcomes may mislead about a threshold to act at.
+const THRESHOLD_RISK: f64 = 0.05;
+/// Outcomes that all resamples may draw together: what keeps a million rows within a minute.
+const OUTCOMES_DRAWN_MAX: usize = 400_000_000;
 
 /// Arguments of `fsq calibrate`.
 #[derive(Args)]
 pub(crate) struct CalibrateArguments {
-    /// Rows such as {"stated": 0.65, "outcome": 1}, one a line; "cluster" names what depends on one another
+    /// Rows such as {"stated": 0.65, "outcome": 1}, one a line; "cluster" names what depends on one another,
+    /// "environment", "step" and "difficulty" where it belongs, "fidelity" which imagined states came true
     outcomes: PathBuf,
     /// Fit a recalibration map and write it to this file
     #[arg(long, value_name = "FILE")]
     fit: Option<PathBuf>,
+    /// The map's family, instead of the one that so many outcomes can carry
+    #[arg(long, value_name = "NAME", requires = "fit", value_parser = family)]
+    family: Option<Family>,
+    /// Find the lowest estimate to act at, so that at most this share of the plans acted on fails
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    failures_max: Option<f64>,
+    /// Replay the rows in their order, as drift monitoring would have seen them
+    #[arg(long, conflicts_with_all = ["fit", "failures_max"])]
+    replay: bool,
+    /// The map in use when the log began, a file that --fit wrote
+    #[arg(long, value_name = "FILE", requires = "replay")]
+    map: Option<PathBuf>,
+}
+
+fn family(name: &str) -> Result<Family, String> {
+    let names = Family::ALL.map(Family::name).join(", ");
+    Family::from_name(name).ok_or_else(|| format!("expected one of {names}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|it| *it > 0.0 && *it < 1.0);
+    share.ok_or_else(|| "expected a number between 0 and 1".to_owned())
 }
 
 #[derive(Serialize)]
 struct Document {
     #[serde(flatten)]
     metrics: Metrics,
-    /// 95 %, by resampling clusters.
-    intervals: MetricIntervals,
+    /// Without bins; its bandwidth is the error itself.
+    smooth_ece: Option<f64>,
+    /// 95 %, by cluster.
+    intervals: Intervals,
+    /// What a perfectly calibrated predictor would show on these stated probabilities.
+    if_calibrated: CalibratedErrors,
     reliability_curve: Vec<ReliabilityBin>,
+    reliability_curve_equal_mass: Vec<ReliabilityBin>,
+    risk_coverage: Vec<RiskPoint>,
+    /// By environment, step and difficulty, the largest gap first; empty where rows name none of them, or no cell
+    /// has 200 outcomes.
+    cells: Vec<CellGap>,
+    /// By horizon; empty where rows have none.
+    fidelity: Vec<HorizonFidelity>,
+    /// With `--failures-max`: where to act; `null` if nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    act_threshold: Option<Option<ActThreshold>>,
     /// With `--fit`: the map, and metrics of its estimates on the outcomes it was fitted on.
     #[serde(skip_serializing_if = "Option::is_none")]
     map: Option<Fitted>,
+}
+
+#[derive(Serialize)]
+struct Intervals {
+    #[serde(flatten)]
+    metrics: MetricIntervals,
+    smooth_ece: Option<Interval>,
 }
 
 #[derive(Serialize)]
@@ -55,18 +109,18 @@ struct Fitted {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyhow::Result<Outcome> {
-    let outcomes = read(&arguments.outcomes)?;
-    if outcomes.is_empty() {
-        let refusal = Refusal::new(format!("{}: expected outcomes, found none", arguments.outcomes.display()));
-        return Err(refusal.hint(r#"a row is {"stated": 0.65, "outcome": 1}"#).into());
+    let rows = rows::read(&arguments.outcomes, arguments.replay)?;
+    if arguments.replay {
+        let map = arguments.map.as_deref().map(replay::map_of).transpose()?;
+        let found = replay::replay(&rows, map.unwrap_or_else(RecalibrationMap::identity));
+        if globals.json {
+            output::print_json(&found)?
+        } else {
+            output::print(&found.text())?
+        }
+        return Ok(Outcome::Done);
     }
-    let map = arguments.fit.as_deref().map(|it| fit(&outcomes, it)).transpose()?;
-    let document = Document {
-        metrics: Metrics::of(&outcomes),
-        intervals: intervals(&outcomes, &Bootstrap::REPORT),
-        reliability_curve: reliability_curve(&outcomes, BINS),
-        map,
-    };
+    let document = document(&rows, arguments)?;
     if globals.json {
         output::print_json(&document)?;
     } else {
@@ -75,8 +129,41 @@ pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyh
     Ok(Outcome::Done)
 }
 
-fn fit(outcomes: &[Observed], path: &Path) -> anyhow::Result<Fitted> {
-    let map = RecalibrationMap::fit(outcomes)?;
+fn document(rows: &[Row], arguments: &CalibrateArguments) -> anyhow::Result<Document> {
+    let outcomes: Vec<Observed> = rows.iter().filter_map(Row::outcome).collect();
+    let placed = rows.iter().filter_map(|it| Some((it.cell.clone()?, it.outcome()?)));
+    let placed: Vec<(Cell, Observed)> = placed.collect();
+    let rollouts = rows.iter().filter(|it| !it.fidelity.is_empty());
+    let rollouts = rollouts.map(|it| RolloutTruth { cluster: it.cluster, shares: it.fidelity.clone() });
+    let resamples = (OUTCOMES_DRAWN_MAX / outcomes.len().max(1)).clamp(200, Bootstrap::REPORT.resamples);
+    let bootstrap = Bootstrap { resamples, ..Bootstrap::REPORT };
+    let act_threshold = arguments
+        .failures_max
+        .map(|rate| act_threshold(&outcomes, FailureBound::OfFollowed { rate, risk: THRESHOLD_RISK }, bootstrap.seed));
+    Ok(Document {
+        map: arguments.fit.as_deref().map(|it| fit(&outcomes, arguments.family, it)).transpose()?,
+        metrics: Metrics::of(&outcomes),
+        smooth_ece: smooth_ece(&outcomes),
+        intervals: Intervals {
+            metrics: intervals(&outcomes, &bootstrap),
+            smooth_ece: smooth_ece_interval(&outcomes, &bootstrap),
+        },
+        if_calibrated: errors_if_calibrated(&outcomes, &Bootstrap { resamples: resamples.min(500), ..bootstrap }),
+        reliability_curve: reliability_curve(&outcomes, BINS),
+        reliability_curve_equal_mass: reliability_curve_equal_mass(&outcomes, BINS),
+        risk_coverage: risk_coverage(&outcomes, RISKS),
+        cells: cell_gaps(&placed, CELL_OUTCOMES_MIN, CONFIDENCE),
+        fidelity: fidelity_by_horizon(&rollouts.collect::<Vec<_>>(), CONFIDENCE),
+        act_threshold,
+    })
+}
+
+fn fit(outcomes: &[Observed], family: Option<Family>, path: &Path) -> anyhow::Result<Fitted> {
+    let map = match family {
+        Some(family) => RecalibrationMap::fit_family(family, outcomes),
+        None => RecalibrationMap::fit(outcomes),
+    };
+    let map = map.map_err(|it| Refusal::new(it.to_string()))?;
     let pairs = map.to_pairs().into_iter();
     let metadata: serde_json::Map<String, Value> = pairs.map(|(key, value)| (key.to_owned(), value.into())).collect();
     output::write_whole(path, (serde_json::to_string_pretty(&metadata)? + "\n").as_bytes())?;
@@ -88,70 +175,23 @@ fn fit(outcomes: &[Observed], path: &Path) -> anyhow::Result<Fitted> {
     Ok(Fitted { metadata, in_sample: Metrics::of(&estimated) })
 }
 
-/// Reads all rows, or names the first that is wrong.
-fn read(path: &Path) -> anyhow::Result<Vec<Observed>> {
-    let shown = path.display();
-    let mut reader = BufReader::new(File::open(path).with_context(|| shown.to_string())?);
-    let (mut outcomes, mut line) = (Vec::new(), Vec::new());
-    for number in 1u64.. {
-        line.clear();
-        let length = (&mut reader).take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut line);
-        let length = length.with_context(|| shown.to_string())? as u64;
-        if length == 0 {
-            break;
-        }
-        let wrong = |reason: String| Refusal::new(format!("{shown}, line {number}: {reason}"));
-        if length > LINE_BYTES_MAX {
-            return Err(wrong(format!("expected at most {LINE_BYTES_MAX} bytes, found more")).into());
-        }
-        if !line.iter().all(u8::is_ascii_whitespace) {
-            outcomes.push(row(&line, number).map_err(wrong)?);
-        }
-    }
-    Ok(outcomes)
-}
-
-fn row(line: &[u8], number: u64) -> Result<Observed, String> {
-    let row: Value = serde_json::from_slice(line).map_err(|it| format!("expected a JSON object: {it}"))?;
-    let found = |field: &str| row.get(field).map_or_else(|| "nothing".into(), short);
-    let stated = row["stated"].as_f64().and_then(|it| Stated::new(it).ok());
-    let stated = stated.ok_or_else(|| format!("`stated`: expected a number from 0 to 1, found {}", found("stated")))?;
-    let success = row["outcome"].as_bool().or_else(|| match row["outcome"].as_f64() {
-        Some(1.0) => Some(true),
-        Some(0.0) => Some(false),
-        _ => None,
-    });
-    let success = success.ok_or_else(|| format!("`outcome`: expected 0 or 1, found {}", found("outcome")))?;
-    let cluster = match &row["cluster"] {
-        // Every row its own.
-        Value::Null => Some(number),
-        Value::String(it) => Sha256::digest(it).first_chunk().map(|it| u64::from_le_bytes(*it)),
-        other => other.as_u64(),
-    };
-    let cluster = cluster
-        .ok_or_else(|| format!("`cluster`: expected a text or a whole number from 0, found {}", found("cluster")))?;
-    Ok(Observed::of_stated(stated, success, cluster))
-}
-
-fn short(value: &Value) -> String {
-    value.to_string().chars().take(40).collect()
-}
-
 fn text(document: &Document) -> String {
-    let Document { metrics, intervals, reliability_curve, map } = document;
-    let mut text = verdict(metrics, intervals) + "\n\n";
+    let Document { metrics, intervals, reliability_curve, map, .. } = document;
+    let mut text = verdict(metrics, &intervals.metrics) + "\n\n";
     let in_sample = map.as_ref().map(|it| it.in_sample.values());
     let mut rows = vec![vec!["metric".to_owned(), "value".into(), "95 % interval".into()]];
     if map.is_some() {
         rows[0].push("after map*".into());
     }
-    let values = metrics.values().into_iter().zip(intervals.values());
+    let values = metrics.values().into_iter().zip(intervals.metrics.values());
     for (index, (name, (value, interval))) in Metrics::NAMES.iter().zip(values).enumerate() {
         let mut row = vec![(*name).to_owned(), number(value), range(interval)];
         row.extend(in_sample.map(|it| number(it[index])));
         rows.push(row);
     }
+    rows.push(vec!["smooth_ece".to_owned(), number(document.smooth_ece), range(intervals.smooth_ece)]);
     text += &output::columns(&rows);
+    text += &by_chance(&document.if_calibrated);
     let mut rows = vec![["stated", "observed", "95 % band", "n"].map(str::to_owned).to_vec()];
     for bin in reliability_curve {
         let band = bin.band.map_or_else(|| "-".into(), |it| format!("{:.2} to {:.2}", it.low, it.high));
@@ -160,12 +200,56 @@ fn text(document: &Document) -> String {
     }
     text += "\n";
     text += &output::columns(&rows);
+    text += &details(document);
     if let Some(map) = map {
         let family = map.metadata.get("fsq.recalibration.family").and_then(Value::as_str).unwrap_or("?");
         text += &format!(
             "\nfitted a map of the family `{family}`\n* on the outcomes it was fitted on, so better than on new ones\n"
         );
     }
+    text
+}
+
+/// What the calibration errors would be if nothing were wrong.
+fn by_chance(errors: &CalibratedErrors) -> String {
+    let named = [
+        ("ece_equal_width_10", errors.ece_equal_width_10),
+        ("ece_equal_mass_15", errors.ece_equal_mass_15),
+        ("smooth_ece", errors.smooth_ece),
+    ];
+    let told = named.into_iter().filter_map(|(name, chance)| Some((name, chance?)));
+    let told: Vec<String> = told.map(|(name, it)| format!("{name} {:.4}, at most {:.4}", it.mean, it.p95)).collect();
+    format!("if calibrated, by chance alone: {}\n", told.join("; "))
+}
+
+/// The worst cells, fidelity by horizon, and where to act.
+fn details(document: &Document) -> String {
+    let mut text = String::new();
+    if !document.cells.is_empty() {
+        let mut rows = vec![["cell", "gap", "95 % interval", "n"].map(str::to_owned).to_vec()];
+        for it in document.cells.iter().take(5) {
+            let Cell { environment, step, difficulty } = &it.cell;
+            let name = format!("{environment} step {step} {difficulty}");
+            rows.push(vec![name, format!("{:+.3}", it.signed_gap), range(it.interval), it.n.to_string()]);
+        }
+        text += &("\n".to_owned() + &output::columns(&rows));
+    }
+    if !document.fidelity.is_empty() {
+        let mut rows = vec![["horizon", "fidelity", "95 % interval", "n"].map(str::to_owned).to_vec()];
+        for it in &document.fidelity {
+            let shown = [it.horizon.to_string(), format!("{:.3}", it.fidelity), range(it.interval), it.n.to_string()];
+            rows.push(shown.to_vec());
+        }
+        text += &("\n".to_owned() + &output::columns(&rows));
+    }
+    text += &match &document.act_threshold {
+        Some(Some(it)) => format!(
+            "\nact if the estimate is at least {:.4}: {} of {} followed, {} failed\n",
+            it.threshold, it.n_followed, it.n, it.n_failed
+        ),
+        Some(None) => "\nno estimate is sure enough to act on\n".to_owned(),
+        None => String::new(),
+    };
     text
 }
 
@@ -204,28 +288,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
     use super::*;
-
-    #[test]
-    fn a_row_is_read_or_told_what_is_wrong() {
-        let read = |text: &str| row(text.as_bytes(), 7);
-        let outcome = read(r#"{"stated": 0.65, "outcome": 1, "more": []}"#).unwrap();
-        assert_eq!((outcome.probability(), outcome.success(), outcome.cluster()), (0.65, true, 7));
-        assert!(!read(r#"{"stated": 0, "outcome": false, "cluster": "a"}"#).unwrap().success());
-        let wrong = [
-            (r#"{"stated": 1.5, "outcome": 1}"#, "`stated`: expected a number from 0 to 1, found 1.5"),
-            (r#"{"stated": 0.5}"#, "`outcome`: expected 0 or 1, found nothing"),
-            (r#"{"stated": 0.5, "outcome": 2}"#, "`outcome`: expected 0 or 1, found 2"),
-            (
-                r#"{"stated": 0.5, "outcome": 1, "cluster": -1}"#,
-                "`cluster`: expected a text or a whole number from 0, found -1",
-            ),
-        ];
-        for (text, expected) in wrong {
-            assert_eq!(read(text).unwrap_err(), expected);
-        }
-        assert!(read("[]").unwrap_err().starts_with("`stated`: expected"));
-        assert!(read("{").unwrap_err().starts_with("expected a JSON object: "));
-    }
 
     #[test]
     fn the_answer_comes_in_a_sentence() {

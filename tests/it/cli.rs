@@ -259,6 +259,51 @@ fn calibrate_measures_and_fits() {
 }
 
 #[test]
+fn calibrate_prints_every_metric_under_a_stable_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.jsonl");
+    let line = |it: u32| {
+        let (stated, outcome) = (f64::from(it % 21) / 20.0, it * 7 % 21 < it % 21);
+        format!(
+            r#"{{"stated": {stated}, "outcome": {outcome}, "environment": "a", "step": {}, "fidelity": [1, null]}}"#,
+            it % 2
+        )
+    };
+    std::fs::write(&rows, (0..840).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+    let document = json(&["calibrate", text(&rows), "--json", "--failures-max", "0.4"]);
+    let keys: Vec<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = "n base_rate brier brier_constant brier_skill nll auroc signed_gap reliability resolution \
+        uncertainty within_level ece_equal_width_10 ece_equal_mass_15 selective_risk_at_50 selective_risk_at_80 aurc \
+        auprc_failure smooth_ece intervals if_calibrated reliability_curve reliability_curve_equal_mass risk_coverage \
+        cells fidelity act_threshold";
+    assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
+    assert!(document["intervals"]["auroc"]["low"].is_number() && document["intervals"]["smooth_ece"].is_object());
+    assert_eq!((&document["cells"][0]["environment"], &document["cells"][0]["n"]), (&"a".into(), &420.into()));
+    assert_eq!((&document["fidelity"][0]["n"], &document["fidelity"][1]), (&840.into(), &Value::Null));
+    assert!(document["act_threshold"]["threshold"].is_number());
+    refused(&["calibrate", text(&rows), "--failures-max", "40"], "expected a number between 0 and 1");
+}
+
+#[test]
+fn calibrate_replays_a_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, map) = (folder.path().join("log.jsonl"), folder.path().join("map.json"));
+    let line = |it: u32| format!(r#"{{"stated": 0.8, "outcome": {}, "id": {it}}}"#, u8::from(it.is_multiple_of(5)));
+    let lines: Vec<String> = (0..900).map(line).chain(["{\"stated\": 0.8, \"outcome\": null}".into()]).collect();
+    std::fs::write(&log, lines.join("\n")).unwrap();
+    let found = json(&["calibrate", text(&log), "--replay", "--json"]);
+    assert_eq!((&found["n"], &found["n_pending"], &found["audit"]["alarmed"]), (&900.into(), &1.into(), &true.into()));
+    let events: Vec<&str> = found["events"].as_array().unwrap().iter().filter_map(|it| it["event"].as_str()).collect();
+    assert_eq!(events, ["audit", "alarm", "refitted", "promoted"]);
+    // With the map it ended with, the same log has nothing to alarm about.
+    std::fs::write(&map, found["map"].to_string()).unwrap();
+    let again = json(&["calibrate", text(&log), "--replay", "--json", "--map", text(&map)]);
+    assert_eq!((&again["events"], &again["alarmed"]), (&Value::Array(Vec::new()), &false.into()));
+    std::fs::write(&map, "{}").unwrap();
+    refused(&["calibrate", text(&log), "--replay", "--map", text(&map)], "expected a map that `--fit` wrote");
+}
+
+#[test]
 fn a_reader_that_leaves_early_is_no_error() {
     let mut child =
         command(&["inspect", "--all", &file()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

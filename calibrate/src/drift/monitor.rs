@@ -22,7 +22,7 @@ pub struct Episode {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MonitorLimits {
-    /// Evidence of the detector at which it alarms: the average number of episodes between false alarms.
+    /// Evidence of the detector at which it alarms: at least so many episodes lie between false alarms, on average.
     pub alarm: f64,
     /// Fewest episodes a new map is fitted on.
     pub refit_min: usize,
@@ -35,9 +35,9 @@ pub struct MonitorLimits {
 }
 
 impl MonitorLimits {
-    /// What serving uses unless told otherwise.
+    /// What serving uses unless told otherwise: at least nine of ten runs are silent for 5,000 episodes.
     pub const DEFAULT: MonitorLimits =
-        MonitorLimits { alarm: 10_000.0, refit_min: 200, refit_max: 2000, trial: 300, brier_rise_max: 0.005 };
+        MonitorLimits { alarm: 50_000.0, refit_min: 200, refit_max: 2000, trial: 300, brier_rise_max: 0.005 };
 }
 
 /// A map fitted after an alarm, applied beside the one in use but shown to nobody.
@@ -125,7 +125,10 @@ enum State {
     Quiet,
     /// Waiting for enough episodes after the change.
     Alarmed {
+        /// Episodes before the change.
         change: u64,
+        /// Episodes at which a map is fitted.
+        refit_at: u64,
     },
     Trial(Shadow),
 }
@@ -207,15 +210,15 @@ impl Monitor {
                     return None;
                 }
                 let change = self.detector_begun + self.detector.change();
-                self.state = State::Alarmed { change };
+                self.state = self.alarm(change);
                 Some(Event::Alarm { episode: self.n, change })
             }
-            State::Alarmed { change } => self.refit(self.n - change),
+            State::Alarmed { change, refit_at } if self.n >= *refit_at => self.refit(*change),
             State::Trial(shadow) if shadow.n() >= self.limits.trial.max(2) => {
                 let (brier_rise, bound) = judged(&shadow.rises)?;
                 let episode = self.n;
                 if bound >= self.limits.brier_rise_max {
-                    self.state = State::Alarmed { change: self.n - shadow.n() as u64 };
+                    self.state = self.alarm(self.n - shadow.n() as u64);
                     return Some(Event::Rejected { episode, brier_rise, bound });
                 }
                 self.map = shadow.map.clone();
@@ -224,16 +227,19 @@ impl Monitor {
                 self.state = State::Quiet;
                 Some(Event::Promoted { episode, brier_rise, bound })
             }
-            State::Trial(_) => None,
+            State::Alarmed { .. } | State::Trial(_) => None,
         }
     }
 
-    /// A map from the episodes since the change, once there are enough and both outcomes among them.
-    fn refit(&mut self, since_change: u64) -> Option<Event> {
-        let n = usize::try_from(since_change).unwrap_or(usize::MAX).min(self.recent.len());
-        if n < self.limits.refit_min {
-            return None;
-        }
+    fn alarm(&self, change: u64) -> State {
+        State::Alarmed { change, refit_at: change + self.limits.refit_min as u64 }
+    }
+
+    /// A map from the episodes since the change. Where they allow none, as with one class only, more are waited for.
+    fn refit(&mut self, change: u64) -> Option<Event> {
+        let since_change = usize::try_from(self.n - change).unwrap_or(usize::MAX);
+        let n = since_change.min(self.recent.len());
+        self.state = State::Alarmed { change, refit_at: self.n + self.limits.refit_min as u64 };
         let chosen = self.recent.iter().skip(self.recent.len() - n).enumerate();
         let outcomes: Vec<Outcome> = chosen
             .flat_map(|(task, it)| it.steps.iter().map(move |it| Outcome::of_stated(it.0, it.1, task as u64)))

@@ -97,6 +97,7 @@ pub fn judge_look(
         profile: profile.name.clone(),
         verdict: overall(&gates),
         n: asker.n,
+        episodes_missing: episodes_missing(&gates, asker.n),
         look: *look,
         confidence: confidence(&candidate_estimate, profile),
         recalibration_required,
@@ -410,6 +411,21 @@ fn overall(gates: &[GateResult]) -> Verdict {
     });
     let worst = open.reduce(|a, b| (a.0.min(b.0), a.1.zip(b.1).map(|(x, y)| x.max(y))));
     worst.map_or(Verdict::Pass, |(n, n_needed)| Verdict::Inconclusive { n, n_needed })
+}
+
+/// Episodes missing to the gate that misses most, of which each informs a gate as often as those judged did.
+fn episodes_missing(gates: &[GateResult], n: u64) -> Option<u64> {
+    let missing = |it: &GateResult| match it.verdict {
+        Verdict::Inconclusive { n: informing, n_needed } => {
+            let each = n.max(1) as f64 / informing.max(1) as f64;
+            // The cast saturates: "more episodes than there are" is the largest number.
+            Some(n_needed.map(|it| (it.saturating_sub(informing) as f64 * each).ceil() as u64))
+        }
+        _ => None,
+    };
+    let failed = gates.iter().any(|it| !it.excused && it.verdict == Verdict::Fail);
+    let open = gates.iter().filter(|it| !it.excused && !failed).filter_map(missing);
+    open.reduce(|a, b| Some(a?.max(b?))).flatten()
 }
 
 /// A value in the unit of its gate.

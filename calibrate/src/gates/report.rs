@@ -79,6 +79,8 @@ pub struct Report {
     pub(super) profile: String,
     pub(super) verdict: Verdict,
     pub(super) n: u64,
+    /// See [`Report::episodes_missing`].
+    pub(super) episodes_missing: Option<u64>,
     /// The look this was; the only one unless the judgement is sequential.
     pub(super) look: Look,
     pub(super) confidence: Confidence,
@@ -119,6 +121,12 @@ impl Report {
     /// Paired tasks.
     pub fn n(&self) -> u64 {
         self.n
+    }
+
+    /// Episodes of each side, beyond those judged, that would probably make an inconclusive verdict a clear one.
+    /// `None` for a clear verdict, or where more of the same would not do.
+    pub fn episodes_missing(&self) -> Option<u64> {
+        self.episodes_missing
     }
 
     /// The look this was, of how many, and at which level.

@@ -31,7 +31,7 @@ impl Bootstrap {
 ///
 /// | metric | interval |
 /// |---|---|
-/// | means: Brier score, NLL, signed gap | Student's t over clusters |
+/// | means: Brier score, NLL, signed gap | Student's t over clusters; for a gap with one class only, the base rate's |
 /// | base rate | Wilson's, for as many independent outcomes as would be known as well |
 /// | Brier score of the base rate, uncertainty | from the base rate's |
 /// | AUROC | DeLong's, by cluster |
@@ -115,13 +115,21 @@ fn means(outcomes: &[Outcome], confidence: f64, others: MetricIntervals) -> Metr
     };
     let mean = |of: &dyn Fn(f64, f64) -> f64| mean_clustered(&values(of), confidence);
     let base_rate = share(&values(&|_, success| success), confidence);
+    let successes = outcomes.iter().filter(|it| it.success()).count();
+    let stated = outcomes.iter().map(|it| it.probability()).sum::<f64>() / outcomes.len() as f64;
+    // Outcomes that are all alike do not show how much they vary; Wilson's interval knows.
+    let signed_gap = if successes == 0 || successes == outcomes.len() {
+        base_rate.map(|it| Interval { low: stated - it.high, high: stated - it.low })
+    } else {
+        mean(&|q, success| q - success)
+    };
     MetricIntervals {
         base_rate,
         brier_constant: base_rate.map(of_constant),
         uncertainty: base_rate.map(of_constant),
         brier: mean(&|q, success| (q - success).powi(2)),
         nll: mean(&log_loss),
-        signed_gap: mean(&|q, success| q - success),
+        signed_gap,
         ..others
     }
 }

@@ -1,7 +1,7 @@
 //! Drift: delays and silence by simulation, payoffs by hand, and the way from alarm to promotion.
 
 use fsq_calibrate::Stated;
-use fsq_calibrate::drift::{Audit, BETS, Detector, Episode, Event, Monitor, MonitorLimits, Payoffs};
+use fsq_calibrate::drift::{Audit, Detector, Episode, Event, Monitor, MonitorLimits, Payoffs};
 use fsq_calibrate::recalibration::{Family, RecalibrationMap};
 use proptest::prelude::*;
 use rand::SeedableRng;
@@ -15,11 +15,11 @@ fn episode(stated: f64, success: bool) -> Episode {
 
 #[test]
 fn delays_are_those_of_the_table() {
-    // Median episodes, from the start and after 1,000 clean ones, within a quarter; see docs/gates.md.
+    // Median episodes, from the start and after 1,000 clean ones: at most a quarter more; see docs/gates.md.
     let alarm = MonitorLimits::DEFAULT.alarm;
     let expected = [[276, 278, 694, 228], [59, 80, 289, 64], [272, 254, 583, 204], [54, 68, u64::MAX, u64::MAX]];
-    for (fault, [audit, detector, audit_late, detector_late]) in Fault::ALL.into_iter().zip(expected) {
-        let (early, late) = (delays(fault, 0, 100, alarm), delays(fault, 1000, 100, alarm));
+    for (fault, [audit, detector, audit_late, detector_late]) in Fault::OVERCONFIDENT.into_iter().zip(expected) {
+        let (early, late) = (delays(fault, 0, 200, alarm), delays(fault, 1000, 200, alarm));
         for (name, found, expected) in [
             ("audit", &early.audit, audit),
             ("detector", &early.detector, detector),
@@ -33,32 +33,42 @@ fn delays_are_those_of_the_table() {
 }
 
 #[test]
+fn statements_that_are_too_low_are_found_as_well() {
+    // Less money is on them, so it takes a little longer; the table of the others' mirror images is no measure.
+    for fault in Fault::UNDERCONFIDENT {
+        let found = delays(fault, 0, 100, MonitorLimits::DEFAULT.alarm);
+        assert_eq!((found.audit.len(), found.detector.len()), (100, 100), "{fault:?}");
+        assert!(median(&found.audit) < 450 && median(&found.detector) < 500, "{fault:?}");
+    }
+}
+
+#[test]
 fn silence_while_nothing_is_wrong() {
-    let [detector, audit] = false_alarms(60, 5000, MonitorLimits::DEFAULT.alarm);
+    let runs = 100;
+    let [detector, audit] = false_alarms(runs, 5000, MonitorLimits::DEFAULT.alarm);
     let alarmed = |it: &[Option<u64>]| it.iter().flatten().count();
-    // At most half of all runs may alarm within 5,000 episodes (Doob), and 1 % ever by the audit (Ville); so many
-    // runs see that with a standard error of four runs.
-    assert!(alarmed(&detector) <= 36 && alarmed(&audit) <= 3, "{} {}", alarmed(&detector), alarmed(&audit));
+    // At most one run in ten alarms within 5,000 episodes (Doob), and one in a hundred ever by the audit (Ville); so
+    // many runs see the one with a standard error of 3 runs, the other with one of 1.
+    assert!(alarmed(&detector) <= 19 && alarmed(&audit) <= 4, "{} {}", alarmed(&detector), alarmed(&audit));
 }
 
 #[test]
 fn payoffs_by_hand() {
-    // Stated 0.8 and failed: the surprise is -0.8; the strongest stake stops at 0.95 / 0.8.
-    let evidence = |q: &[f64], success| {
-        let mut detector = Detector::default();
-        detector.observe(&Payoffs::of(q.iter().map(|it| (*it, success))));
-        detector.evidence()
-    };
-    // Of the sixteen bets, those on either direction cancel.
-    assert!((evidence(&[0.8], false) - 1.0).abs() < 1e-12);
+    // Stated 0.8, odds of 4. The bet that odds are e times lower claims odds of 4 / e, so that a failure, of chance
+    // 0.2 as stated, has the chance 1 / (1 + 4 / e).
+    let pays = |factor: f64| 1.0 / (1.0 + 4.0 * factor) / 0.2;
     let mut audit = Audit::default();
-    for _ in 0..40 {
+    for _ in 0..200 {
         audit.observe(&Payoffs::of([(0.8, false)]));
     }
-    // Two bets of the strongest stake have 1.95 to the power 40 each; the other four directions far less.
-    let strongest = 2.0 * 1.95_f64.powi(40) / BETS as f64;
-    assert!(audit.e_value() > strongest && audit.e_value() < 3.5 * strongest, "{}", audit.e_value());
-    assert!(audit.alarmed() && audit.n() == 40);
+    // Two fifths of the money are on that; after 200 failures they have made nearly all of the wealth.
+    let strongest = 0.4 * pays((-1.0_f64).exp()).powi(200);
+    assert!((audit.e_value() / strongest - 1.0).abs() < 1e-6, "{} {strongest}", audit.e_value());
+    assert!(audit.alarmed() && audit.n() == 200);
+    // What is stated as certain and does not come true is paid for, but not without bound.
+    let mut detector = Detector::default();
+    detector.observe(&Payoffs::of([(1.0, false)]));
+    assert!((2.0..10.0).contains(&detector.evidence()), "{}", detector.evidence());
     // Two steps that share an outcome count as the mean of both.
     let [both, one, other] = [vec![(0.3, true), (0.9, true)], vec![(0.3, true)], vec![(0.9, true)]].map(Payoffs::of);
     let sum = |it: &Payoffs| {
@@ -128,7 +138,7 @@ fn one_class_and_nothing_stated_never_panic() {
     for _ in 0..500 {
         assert!(quiet.observe(Episode::default()).is_empty());
     }
-    assert_eq!(quiet.evidence(), 500.0);
+    assert!((quiet.evidence() - 500.0).abs() < 1e-6, "{}", quiet.evidence());
 }
 
 proptest! {

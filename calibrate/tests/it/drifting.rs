@@ -19,10 +19,17 @@ pub(crate) enum Fault {
     Extreme,
     /// What is stated has nothing to do with success.
     Blind,
+    /// The odds of success are those stated, over 0.61.
+    Modest,
+    /// The log odds stated are half the true ones.
+    Timid,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 4] = [Fault::Odds, Fault::Shift, Fault::Extreme, Fault::Blind];
+    /// Those that let plans be followed which fail.
+    pub(crate) const OVERCONFIDENT: [Fault; 4] = [Fault::Odds, Fault::Shift, Fault::Extreme, Fault::Blind];
+    /// Those that keep plans from being followed.
+    pub(crate) const UNDERCONFIDENT: [Fault; 2] = [Fault::Modest, Fault::Timid];
 
     /// A stated probability and whether the episode succeeded.
     pub(crate) fn draw(self, random: &mut ChaCha8Rng) -> (f64, bool) {
@@ -35,6 +42,8 @@ impl Fault {
             Fault::Shift => (share(log_odds + 1.0), level),
             Fault::Extreme => (level, share(0.5 * log_odds)),
             Fault::Blind => (level, 0.5),
+            Fault::Modest => (level, share(log_odds - 0.61_f64.ln())),
+            Fault::Timid => (level, share(2.0 * log_odds)),
         };
         (stated, random.random::<f64>() < odds)
     }

@@ -98,8 +98,18 @@ fn too_few_episodes_are_inconclusive_and_say_how_many_are_needed() {
         let report = judge(&it, &it, &limits).unwrap();
         let Verdict::Inconclusive { n: found, n_needed } = report.verdict() else { panic!("{:?}", report.verdict()) };
         assert!(found <= n && n_needed.is_some_and(|it| it >= limits.episodes_min / 2));
+        assert_eq!(report.episodes_missing(), Some(limits.episodes_min - n));
         assert!(report.passed().is_none());
     }
+}
+
+#[test]
+fn episodes_that_inform_half_of_a_gate_count_half() {
+    // A hundred statements short of the half of 1,600 that a verdict may rest on, two in five episodes have one.
+    let sparse = changed(&reference(1750, 3), |it| it.stated = it.stated.filter(|_| it.task % 5 < 2));
+    let report = judge(&sparse, &sparse, &four_bit()).unwrap();
+    assert_eq!(gate(&report, "G2").verdict, Verdict::Inconclusive { n: 700, n_needed: Some(800) });
+    assert_eq!(report.episodes_missing(), Some(250));
 }
 
 #[test]
@@ -187,6 +197,7 @@ fn one_class_leaves_the_ranking_open() {
     let never = changed(&reference(1600, 9), |it| it.success = false);
     let report = judge(&never, &never, &four_bit()).unwrap();
     assert_eq!(gate(&report, "G4").verdict, Verdict::Inconclusive { n: 1600, n_needed: None });
+    assert_eq!(report.episodes_missing(), None);
     assert_eq!(report.confidence(), Confidence::Unusable);
     assert!(matches!(report.verdict(), Verdict::Inconclusive { .. }));
 }

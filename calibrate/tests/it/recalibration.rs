@@ -2,7 +2,7 @@
 
 use fsq_calibrate::Stated;
 use fsq_calibrate::metrics::{Metrics, Outcome};
-use fsq_calibrate::recalibration::{Family, RecalibrationError, RecalibrationMap, RecalibrationMaps};
+use fsq_calibrate::recalibration::{Family, RecalibrationError, RecalibrationMap, RecalibrationMaps, cross_fitted};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,10 +18,7 @@ fn draw(n: usize, seed: u64, truth: fn(f64) -> f64) -> Vec<Outcome> {
 }
 
 fn mapped(map: &RecalibrationMap, outcomes: &[Outcome]) -> Metrics {
-    let estimate = |it: &Outcome| {
-        Outcome::of_estimate(map.apply(Stated::new(it.probability()).unwrap()), it.success(), it.cluster())
-    };
-    Metrics::of(&outcomes.iter().map(estimate).collect::<Vec<_>>())
+    Metrics::of(&map.applied(outcomes))
 }
 
 #[test]
@@ -211,6 +208,42 @@ fn each_environment_has_the_map_of_its_own_outcomes() {
     };
     assert!(without("recalibration.easy.n").contains("`fsq.recalibration.easy.n`"));
     assert!(without("recalibration.family").contains("`fsq.recalibration.family`"));
+}
+
+#[test]
+fn nothing_is_estimated_by_a_map_that_has_seen_its_cluster() {
+    // Thirty successes in one cluster, thirty failures in the other: each gets the other's base rate.
+    let outcomes: Vec<Outcome> = (0..60).map(|it| Outcome::new(0.6, it % 2 == 0, it % 2).unwrap()).collect();
+    let held_out = cross_fitted(Family::Shrinkage, &outcomes, 2, 0).unwrap();
+    let by = |base_rate: f64| 0.6 + 30.0 / 80.0 * (base_rate - 0.6);
+    for (stated, estimate) in outcomes.iter().zip(&held_out) {
+        let expected = if stated.success() { by(1.0 / 32.0) } else { by(31.0 / 32.0) };
+        assert!((estimate.probability() - expected).abs() < 1e-12);
+        assert_eq!((estimate.success(), estimate.cluster()), (stated.success(), stated.cluster()));
+    }
+    let one = [Outcome::new(0.5, true, 0).unwrap(); 20];
+    assert!(matches!(cross_fitted(Family::Shrinkage, &one, 5, 0), Err(RecalibrationError::TooFew { found: 0, .. })));
+    assert_eq!(cross_fitted(Family::Identity, &[], 5, 0), Ok(Vec::new()));
+}
+
+#[test]
+fn what_is_held_out_shows_what_new_outcomes_would() {
+    // Statements twice too extreme. Over 20 sets of 300, a fit looks better on its own outcomes than on new ones by
+    // three times the standard error of the difference; what is held out does not.
+    let truth = |q: f64| {
+        let odds = (q.clamp(0.01, 0.99) / (1.0 - q.clamp(0.01, 0.99))).sqrt();
+        odds / (1.0 + odds)
+    };
+    let brier = |it: &[Outcome]| Metrics::of(it).brier.unwrap();
+    let (mut own, mut held_out, mut new) = (0.0, 0.0, 0.0);
+    for seed in 0..20 {
+        let outcomes = draw(300, seed, truth);
+        let map = RecalibrationMap::fit_family(Family::VennAbers, &outcomes).unwrap();
+        own += brier(&map.applied(&outcomes)) / 20.0;
+        held_out += brier(&cross_fitted(Family::VennAbers, &outcomes, 5, 0).unwrap()) / 20.0;
+        new += brier(&map.applied(&draw(20_000, 100 + seed, truth))) / 20.0;
+    }
+    assert!(own < new - 0.004 && (held_out - new).abs() < 0.004, "{own} {held_out} {new}");
 }
 
 proptest! {

@@ -2,6 +2,8 @@
 //!
 //! Part of the tests, and of `examples/releases.rs`, which prints the table of `docs/gates.md`.
 
+use std::ops::Range;
+
 use fsq_calibrate::Stated;
 use fsq_calibrate::gates::{EpisodeRecord, Evaluation, GateProfile, Look, Report, Verdict, judge, judge_look, looks};
 use rand::{Rng, SeedableRng};
@@ -83,17 +85,23 @@ pub(crate) struct Rates {
     pub(crate) tasks: f64,
 }
 
-/// Judges `simulations` releases at a fixed number of tasks, or sequentially with at most so many.
-pub(crate) fn rates(simulations: u64, tasks: u64, sequential: bool, harm: &Harm, profile: &GateProfile) -> Rates {
+/// Judges the releases of these seeds at a fixed number of tasks, or sequentially with at most so many.
+pub(crate) fn rates(
+    simulations: Range<u64>,
+    tasks: u64,
+    sequential: bool,
+    harm: &Harm,
+    profile: &GateProfile,
+) -> Rates {
     let mut rates = Rates::default();
     let looks = looks(tasks);
-    for seed in 0..simulations {
+    let share = 1.0 / simulations.clone().count() as f64;
+    for seed in simulations {
         // The draws of one release are the same whatever was simulated before it.
         let mut random = ChaCha8Rng::seed_from_u64(0x5eed_0000 + seed);
         let release = release(&mut random, tasks, harm);
         let profile = GateProfile { seed, ..profile.clone() };
         let report = if sequential { in_looks(&release, &looks, &profile) } else { whole(&release, &profile) };
-        let share = 1.0 / simulations as f64;
         match report.verdict() {
             Verdict::Pass => rates.passed += share,
             Verdict::Fail => rates.failed += share,

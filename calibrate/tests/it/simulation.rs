@@ -29,7 +29,7 @@ const HARMLESS: Harm = Harm {
 #[test]
 fn a_harmless_candidate_passes() {
     let limits = quick(four_bit());
-    let Rates { passed, failed, .. } = rates(100, limits.episodes_min, false, &HARMLESS, &limits);
+    let Rates { passed, failed, .. } = rates(0..100, limits.episodes_min, false, &HARMLESS, &limits);
     assert!(passed >= 0.85 && failed <= 0.03, "{passed} {failed}");
 }
 
@@ -38,9 +38,9 @@ fn sequential_judgement_passes_a_harmless_candidate_with_fewer_tasks() {
     let limits = quick(four_bit());
     let tasks_max = 2 * limits.episodes_min;
     let clear = Harm { redrawn: 0.03, ..HARMLESS };
-    let Rates { passed, tasks, .. } = rates(60, tasks_max, true, &clear, &limits);
+    let Rates { passed, tasks, .. } = rates(0..60, tasks_max, true, &clear, &limits);
     assert!(passed >= 0.95 && tasks < 0.75 * limits.episodes_min as f64, "{passed} {tasks}");
-    let Rates { failed, tasks, .. } = rates(30, tasks_max, true, &Harm { lost: 0.08, ..HARMLESS }, &limits);
+    let Rates { failed, tasks, .. } = rates(0..30, tasks_max, true, &Harm { lost: 0.08, ..HARMLESS }, &limits);
     assert!(failed >= 0.95 && tasks < 0.75 * limits.episodes_min as f64, "{failed} {tasks}");
 }
 
@@ -48,7 +48,8 @@ fn sequential_judgement_passes_a_harmless_candidate_with_fewer_tasks() {
 fn a_thousand_episodes_decide_the_demo() {
     // Redrawing 30 % of outcomes flips 10 % of tasks, and statements move by up to 10 points.
     let demo = quick(profile(include_str!("../../../profiles/demo.toml")));
-    let Rates { passed, failed, .. } = rates(100, 1000, false, &Harm { redrawn: 0.3, noise: 0.2, ..HARMLESS }, &demo);
+    let Rates { passed, failed, .. } =
+        rates(0..100, 1000, false, &Harm { redrawn: 0.3, noise: 0.2, ..HARMLESS }, &demo);
     assert!(passed >= 0.85 && failed <= 0.03, "{passed} {failed}");
 }
 
@@ -59,7 +60,7 @@ fn a_loss_at_a_limit_rarely_passes() {
     let losses = losses_at_the_limit(&limits);
     // The last four share a release.
     let found: Vec<Rates> =
-        losses[..5].iter().map(|it| rates(200, limits.episodes_min, false, &it.2, &limits)).collect();
+        losses[..5].iter().map(|it| rates(0..200, limits.episodes_min, false, &it.2, &limits)).collect();
     for (index, (gate, name, _)) in losses.iter().enumerate() {
         let Rates { passed, gates, .. } = &found[index.min(4)];
         assert!(gates[*gate] <= 0.095 && *passed <= 0.095, "{name}: {} {passed}", gates[*gate]);
@@ -69,7 +70,8 @@ fn a_loss_at_a_limit_rarely_passes() {
 #[test]
 fn a_loss_well_beyond_the_limit_fails() {
     let limits = quick(four_bit());
-    let Rates { passed, failed, .. } = rates(60, limits.episodes_min, false, &Harm { lost: 0.05, ..HARMLESS }, &limits);
+    let Rates { passed, failed, .. } =
+        rates(0..60, limits.episodes_min, false, &Harm { lost: 0.05, ..HARMLESS }, &limits);
     assert!(passed == 0.0 && failed >= 0.95, "{passed} {failed}");
 }
 
