@@ -80,7 +80,7 @@ struct Measured {
     device: &'static str,
     backend: &'static str,
     /// Instructions that the kernels run on.
-    path: &'static str,
+    path: String,
     threads: usize,
     n_prompt: usize,
     n_gen: usize,

@@ -28,7 +28,7 @@ struct Processor {
     /// What the processor has of what kernels could use.
     instructions: Vec<&'static str>,
     /// What the kernels of this build run on here.
-    path: &'static str,
+    path: String,
 }
 
 #[derive(Serialize)]

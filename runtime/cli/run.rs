@@ -22,7 +22,7 @@ pub(crate) struct RunArguments {
     /// A GGUF file
     file: PathBuf,
     /// What comes before the generated text
-    #[arg(long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT")]
     prompt: String,
     /// Read the texts of special tokens in the prompt, such as `<|user|>`, as those tokens
     #[arg(long)]

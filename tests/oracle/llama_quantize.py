@@ -4,11 +4,14 @@
 
 FTYPE is llama.cpp's number of the file type, such as 15 for Q4_K_M. The importance matrix is read here as
 `tools/quantize/quantize.cpp` of llama.cpp reads it, which is not part of the library: each row of `NAME.in_sum2` by its
-count in `NAME.counts`, and ones where there was none. Prints how many tensors it has.
+count in `NAME.counts`, and ones where there was none. Prints how many tensors it has, and to stderr how long it took
+with a thread for each processor.
 """
 import ctypes
+import os
 import struct
 import sys
+import time
 
 import llama_cpp
 import numpy as np
@@ -83,7 +86,7 @@ def main():
     source, out, ftype, *imatrix = sys.argv[1:]
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = int(ftype), 2
+    params.ftype, params.nthread = int(ftype), os.cpu_count()
     means = read(imatrix[0]) if imatrix else {}
     # Ended by one without a name.
     rows = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(means) + 1))()
@@ -92,8 +95,10 @@ def main():
         row.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if imatrix:
         params.imatrix = rows
+    started = time.monotonic()
     result = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params))
     assert result == 0, result
+    print(f"seconds {time.monotonic() - started:.3f}", file=sys.stderr)
     print(len(means))
 
 

@@ -22,7 +22,8 @@ pub(crate) fn fit_symmetric(n: i32, x: &[f32], importance: Option<ColumnImportan
     if let Some(importance) = importance {
         let mut weights = [0.0f32; WEIGHTS];
         search::weigh(importance.columns, x, importance.row_mean_square, &mut weights);
-        let d = search::symmetric(n, x, Some(&weights), &mut levels);
+        let (x, weights) = (x.as_chunks::<1>().0, weights.as_chunks::<1>().0);
+        let [d] = search::symmetric(n, x, Some(weights), levels.as_chunks_mut().0);
         return (Half::from_f32(d), levels);
     }
     let d = search::extreme(x).0 / -(n as f32);
@@ -44,7 +45,9 @@ pub(crate) fn fit_affine(
         Some(importance) => {
             let mut weights = [0.0f32; WEIGHTS];
             search::weigh(importance.columns, x, importance.row_mean_square, &mut weights);
-            let (d, below) = search::affine(level_max.into(), x, &weights, Trials::WITH_IMPORTANCE, &mut levels);
+            let (x, weights) = (x.as_chunks::<1>().0, weights.as_chunks::<1>().0);
+            let levels = levels.as_chunks_mut().0;
+            let ([d], [below]) = search::affine(level_max.into(), x, weights, Trials::WITH_IMPORTANCE, levels);
             (d, -below)
         }
         None => search::span(level_max, x, &mut levels),

@@ -1,12 +1,19 @@
 //! The searches for scales and levels that the encoders share; knows no block layout.
 //!
 //! Each follows its namesake in `ggml-quants.c` operation by operation in `f32`, so that the chosen levels are equal.
+//! What must be summed in order within a group is fast all the same where groups are searched side by side, one to a
+//! lane: compilers make vectors of lanes, and a group alone is one lane. What is always inlined is compiled once for
+//! each width of vectors, one of which is chosen when the program runs; nothing is contracted in any of them.
+#![allow(clippy::needless_range_loop, reason = "a lane is one number of each of several rows")]
 
+/// The largest group that is searched.
+const GROUP_MAX: usize = 32;
 /// Below this a group counts as all zero (`GROUP_MAX_EPS`).
 pub(crate) const GROUP_MAX_EPSILON: f32 = 1e-15;
 
 /// The nearest whole number, ties to even, by way of the float's mantissa (`nearest_int`). Right for magnitudes up to
 /// 4194303; beyond, and for NaN, some number of at most that magnitude.
+#[inline(always)]
 pub(crate) fn nearest(value: f32) -> i32 {
     ((value + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
@@ -35,41 +42,85 @@ pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
 }
 
 /// Finds the scale and the levels in `-n..n` with the least weighted square error of `scale · level`
-/// (`make_qx_quants` with `rmse_type` 1). `levels` come out shifted by `n`. Without weights, `x²` is used.
-pub(crate) fn symmetric(n: i32, x: &[f32], weights: Option<&[f32]>, levels: &mut [u8]) -> f32 {
-    let (value, magnitude) = extreme(x);
-    if magnitude < GROUP_MAX_EPSILON {
-        levels.fill(0);
-        return 0.0;
-    }
-    let weight = |index: usize| weights.map_or(x[index] * x[index], |it| it[index]);
-    let level = |inverse: f32, x: f32| nearest(inverse * x).clamp(-n, n - 1);
-    let sums = |inverse: f32| {
-        let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
-        for (index, &x) in x.iter().enumerate() {
-            let l = level(inverse, x) as f32;
-            sum_lx += weight(index) * x * l;
-            sum_l2 += weight(index) * l * l;
+/// (`make_qx_quants` with `rmse_type` 1), for groups side by side: `[group, LANES]`. `levels` come out shifted by `n`.
+/// Without weights, `x²` is used.
+pub(crate) fn symmetric<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: Option<&[[f32; LANES]]>,
+    levels: &mut [[u8; LANES]],
+) -> [f32; LANES] {
+    pulp::Arch::new().dispatch(|| symmetric_in_lanes(n, x, weights, levels))
+}
+
+#[inline(always)]
+fn symmetric_in_lanes<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: Option<&[[f32; LANES]]>,
+    levels: &mut [[u8; LANES]],
+) -> [f32; LANES] {
+    let (mut value, mut magnitude) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for x in x {
+        for lane in 0..LANES {
+            let is_larger = x[lane].abs() > magnitude[lane];
+            value[lane] = if is_larger { x[lane] } else { value[lane] };
+            magnitude[lane] = if is_larger { x[lane].abs() } else { magnitude[lane] };
         }
-        (sum_lx, sum_l2)
-    };
-    let mut inverse = -n as f32 / value;
-    let (sum_lx, sum_l2) = sums(inverse);
-    let mut scale = if sum_l2 != 0.0 { sum_lx / sum_l2 } else { 0.0 };
-    let mut best = scale * sum_lx;
+    }
+    let mut weighted = [([0.0f32; LANES], [0.0f32; LANES]); GROUP_MAX];
+    for (index, (into, x)) in weighted.iter_mut().zip(x).enumerate() {
+        for lane in 0..LANES {
+            let weight = weights.map_or(x[lane] * x[lane], |it| it[index][lane]);
+            (into.0[lane], into.1[lane]) = (weight, weight * x[lane]);
+        }
+    }
+    let mut inverse = value.map(|it| -n as f32 / it);
+    let (sum_lx, sum_l2) = symmetric_sums(n, x, &weighted, &inverse);
+    let (mut scale, mut best) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for lane in 0..LANES {
+        scale[lane] = if sum_l2[lane] != 0.0 { sum_lx[lane] / sum_l2[lane] } else { 0.0 };
+        best[lane] = scale[lane] * sum_lx[lane];
+    }
     for step in (-9..=9).filter(|&it| it != 0) {
-        let trial = -(n as f32 + 0.1 * step as f32) / value;
-        let (sum_lx, sum_l2) = sums(trial);
-        if sum_l2 > 0.0 && sum_lx * sum_lx > best * sum_l2 {
-            inverse = trial;
-            scale = sum_lx / sum_l2;
-            best = scale * sum_lx;
+        let trial = value.map(|it| -(n as f32 + 0.1 * step as f32) / it);
+        let (sum_lx, sum_l2) = symmetric_sums(n, x, &weighted, &trial);
+        for lane in 0..LANES {
+            let (lx, l2) = (sum_lx[lane], sum_l2[lane]);
+            if l2 > 0.0 && lx * lx > best[lane] * l2 {
+                inverse[lane] = trial[lane];
+                scale[lane] = lx / l2;
+                best[lane] = scale[lane] * lx;
+            }
         }
     }
-    for (into, &x) in levels.iter_mut().zip(x) {
-        *into = (level(inverse, x) + n) as u8;
+    for (into, x) in levels.iter_mut().zip(x) {
+        for lane in 0..LANES {
+            let level = nearest(inverse[lane] * x[lane]).clamp(-n, n - 1) + n;
+            into[lane] = if magnitude[lane] < GROUP_MAX_EPSILON { 0 } else { level as u8 };
+        }
     }
-    scale
+    std::array::from_fn(|lane| if magnitude[lane] < GROUP_MAX_EPSILON { 0.0 } else { scale[lane] })
+}
+
+/// Σ weight · x · level and Σ weight · level² of the levels that inverse scales give; `weighted` has the weight and
+/// its product with `x`.
+#[inline(always)]
+fn symmetric_sums<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weighted: &[([f32; LANES], [f32; LANES])],
+    inverse: &[f32; LANES],
+) -> ([f32; LANES], [f32; LANES]) {
+    let (mut sum_lx, mut sum_l2) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for (x, (weight, weight_x)) in x.iter().zip(weighted) {
+        for lane in 0..LANES {
+            let level = nearest(inverse[lane] * x[lane]).clamp(-n, n - 1) as f32;
+            sum_lx[lane] += weight_x[lane] * level;
+            sum_l2[lane] += weight[lane] * level * level;
+        }
+    }
+    (sum_lx, sum_l2)
 }
 
 /// Like [`symmetric`] with `x²` as weights, but improving one level at a time (`make_q3_quants` with `do_rmse`).
@@ -155,84 +206,144 @@ impl Trials {
     pub(crate) const WITH_IMPORTANCE: Self = Self { first: -0.9, step: 0.05, n_steps: 36, absolute: false };
 }
 
-/// The largest group [`affine`] is called for.
-const AFFINE_GROUP_MAX: usize = 32;
-
 /// Finds scale and minimum with the least weighted error of `scale · level - minimum`, levels in `0..=n`, the minimum
-/// not below zero (`make_qkx2_quants` and `make_qkx3_quants`). Returns both; `levels` are those of the best trial.
-pub(crate) fn affine(n: i32, x: &[f32], weights: &[f32], trials: Trials, levels: &mut [u8]) -> (f32, f32) {
-    let (mut min, mut max) = (x[0], x[0]);
-    let mut sum_w = weights[0];
-    let mut sum_x = sum_w * x[0];
-    for (&x, &w) in x.iter().zip(weights).skip(1) {
-        if x < min {
-            min = x;
-        }
-        if x > max {
-            max = x;
-        }
-        sum_w += w;
-        sum_x += w * x;
+/// not below zero (`make_qkx2_quants` and `make_qkx3_quants`), for groups side by side: `[group, LANES]`. Returns both;
+/// `levels` are those of the best trial.
+pub(crate) fn affine<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: &[[f32; LANES]],
+    trials: Trials,
+    levels: &mut [[u8; LANES]],
+) -> ([f32; LANES], [f32; LANES]) {
+    pulp::Arch::new().dispatch(|| affine_in_lanes(n, x, weights, trials, levels))
+}
+
+#[inline(always)]
+fn affine_in_lanes<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: &[[f32; LANES]],
+    trials: Trials,
+    levels: &mut [[u8; LANES]],
+) -> ([f32; LANES], [f32; LANES]) {
+    let [mut min, max, sum_w, sum_x] = affine_span(x, weights);
+    // Such a group has no levels.
+    let flat: [bool; LANES] = std::array::from_fn(|lane| max[lane] == min[lane]);
+    let mut tried = [[0.0f32; LANES]; GROUP_MAX];
+    let tried = &mut tried[..x.len()];
+    // Of the best trial: the inverse scale, and the minimum that its levels were counted from.
+    let mut inverse: [f32; LANES] = std::array::from_fn(|lane| n as f32 / (max[lane] - min[lane]));
+    let mut from = min;
+    let mut scale = inverse.map(|it| 1.0 / it);
+    for (level, x) in tried.iter_mut().zip(x) {
+        *level = affine_levels(n, x, &inverse, &min);
     }
-    if min > 0.0 {
-        min = 0.0;
-    }
-    levels.fill(0);
-    if max == min {
-        return (0.0, -min);
-    }
-    let mut tried = [0.0f32; AFFINE_GROUP_MAX];
-    let inverse = n as f32 / (max - min);
-    let mut scale = 1.0 / inverse;
-    for (level, &x) in tried.iter_mut().zip(x) {
-        *level = nearest(inverse * (x - min)).clamp(0, n) as f32;
-    }
-    let mut best = affine_error(x, weights, &tried, (scale, min), trials.absolute);
-    keep(&tried, levels);
+    let mut best = affine_error(x, weights, tried, (&scale, &min), trials.absolute);
     for step in 0..=trials.n_steps {
         // The span is that of the best minimum so far, not of the weights: each gain moves the next trial.
-        let inverse = (trials.first + trials.step * step as f32 + n as f32) / (max - min);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
-        for ((&x, &w), level) in x.iter().zip(weights).zip(&mut tried) {
-            let l = nearest(inverse * (x - min)).clamp(0, n) as f32;
-            *level = l;
-            sum_l += w * l;
-            sum_l2 += w * l * l;
-            sum_xl += w * l * x;
+        let stretched = trials.first + trials.step * step as f32 + n as f32;
+        let trial_inverse: [f32; LANES] = std::array::from_fn(|lane| stretched / (max[lane] - min[lane]));
+        let [sum_l, sum_l2, sum_xl] = affine_sums(n, x, weights, (&trial_inverse, &min), tried);
+        let mut trial_scale = [0.0f32; LANES];
+        let mut trial_min = [0.0f32; LANES];
+        let mut is_tried = [false; LANES];
+        for lane in 0..LANES {
+            let determinant = sum_w[lane] * sum_l2[lane] - sum_l[lane] * sum_l[lane];
+            is_tried[lane] = determinant > 0.0;
+            let fitted = (sum_l2[lane] * sum_x[lane] - sum_l[lane] * sum_xl[lane]) / determinant;
+            let is_above = fitted > 0.0;
+            trial_min[lane] = if is_above { 0.0 } else { fitted };
+            let fitted = (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / determinant;
+            trial_scale[lane] = if is_above { sum_xl[lane] / sum_l2[lane] } else { fitted };
         }
-        let determinant = sum_w * sum_l2 - sum_l * sum_l;
-        if determinant <= 0.0 || determinant.is_nan() {
-            continue;
-        }
-        let mut trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        let mut trial_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-        if trial_min > 0.0 {
-            trial_min = 0.0;
-            trial_scale = sum_xl / sum_l2;
-        }
-        let trial = affine_error(x, weights, &tried, (trial_scale, trial_min), trials.absolute);
-        if trial < best {
-            (best, scale, min) = (trial, trial_scale, trial_min);
-            keep(&tried, levels);
+        let trial = affine_error(x, weights, tried, (&trial_scale, &trial_min), trials.absolute);
+        for lane in 0..LANES {
+            if is_tried[lane] && trial[lane] < best[lane] {
+                (best[lane], inverse[lane], from[lane]) = (trial[lane], trial_inverse[lane], min[lane]);
+                (scale[lane], min[lane]) = (trial_scale[lane], trial_min[lane]);
+            }
         }
     }
-    (scale, -min)
+    for (into, x) in levels.iter_mut().zip(x) {
+        let best = affine_levels(n, x, &inverse, &from);
+        *into = std::array::from_fn(|lane| if flat[lane] { 0 } else { best[lane] as u8 });
+    }
+    (std::array::from_fn(|lane| if flat[lane] { 0.0 } else { scale[lane] }), min.map(|it| -it))
+}
+
+/// The least weight, at most zero, and the largest, the sum of what they count, and that of their products.
+#[inline(always)]
+fn affine_span<const LANES: usize>(x: &[[f32; LANES]], weights: &[[f32; LANES]]) -> [[f32; LANES]; 4] {
+    let (mut min, mut max, mut sum_w) = (x[0], x[0], weights[0]);
+    let mut sum_x: [f32; LANES] = std::array::from_fn(|lane| sum_w[lane] * x[0][lane]);
+    for (x, w) in x.iter().zip(weights).skip(1) {
+        for lane in 0..LANES {
+            min[lane] = if x[lane] < min[lane] { x[lane] } else { min[lane] };
+            max[lane] = if x[lane] > max[lane] { x[lane] } else { max[lane] };
+            sum_w[lane] += w[lane];
+            sum_x[lane] += w[lane] * x[lane];
+        }
+    }
+    [min.map(|it| if it > 0.0 { 0.0 } else { it }), max, sum_w, sum_x]
+}
+
+/// The levels of one weight of each group.
+#[inline(always)]
+fn affine_levels<const LANES: usize>(
+    n: i32,
+    x: &[f32; LANES],
+    inverse: &[f32; LANES],
+    min: &[f32; LANES],
+) -> [f32; LANES] {
+    let mut levels = [0.0f32; LANES];
+    for lane in 0..LANES {
+        levels[lane] = nearest(inverse[lane] * (x[lane] - min[lane])).clamp(0, n) as f32;
+    }
+    levels
+}
+
+/// Σ weight · level, Σ weight · level² and Σ weight · level · x of the levels that inverse scales and minima give,
+/// which are left in `tried`.
+#[inline(always)]
+fn affine_sums<const LANES: usize>(
+    n: i32,
+    x: &[[f32; LANES]],
+    weights: &[[f32; LANES]],
+    (inverse, min): (&[f32; LANES], &[f32; LANES]),
+    tried: &mut [[f32; LANES]],
+) -> [[f32; LANES]; 3] {
+    let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    for ((x, w), tried) in x.iter().zip(weights).zip(tried) {
+        let levels = affine_levels(n, x, inverse, min);
+        for lane in 0..LANES {
+            let weighted = w[lane] * levels[lane];
+            sum_l[lane] += weighted;
+            sum_l2[lane] += weighted * levels[lane];
+            sum_xl[lane] += weighted * x[lane];
+        }
+        *tried = levels;
+    }
+    [sum_l, sum_l2, sum_xl]
 }
 
 /// The weighted error of `scale · level + min` against `x`.
-fn affine_error(x: &[f32], weights: &[f32], levels: &[f32], (scale, min): (f32, f32), absolute: bool) -> f32 {
-    let mut sum = 0.0f32;
-    for ((&x, &w), &level) in x.iter().zip(weights).zip(levels) {
-        let difference = scale * level + min - x;
-        sum += w * if absolute { difference.abs() } else { difference * difference };
+#[inline(always)]
+fn affine_error<const LANES: usize>(
+    x: &[[f32; LANES]],
+    weights: &[[f32; LANES]],
+    levels: &[[f32; LANES]],
+    (scale, min): (&[f32; LANES], &[f32; LANES]),
+    absolute: bool,
+) -> [f32; LANES] {
+    let mut sum = [0.0f32; LANES];
+    for ((x, w), level) in x.iter().zip(weights).zip(levels) {
+        for lane in 0..LANES {
+            let difference = scale[lane] * level[lane] + min[lane] - x[lane];
+            sum[lane] += w[lane] * if absolute { difference.abs() } else { difference * difference };
+        }
     }
     sum
-}
-
-fn keep(tried: &[f32], levels: &mut [u8]) {
-    for (level, &tried) in levels.iter_mut().zip(tried) {
-        *level = tried as u8;
-    }
 }
 
 /// Finds the scale of numbers that are not negative, with levels in `0..=n` and weights (`make_qp_quants`).

@@ -8,6 +8,31 @@ use crate::search::{self, Trials, nearest};
 /// Weights per super-block (`QK_K`).
 pub(crate) const WEIGHTS: usize = 256;
 
+/// Groups that are searched side by side: eight of 32 weights are a super-block, eight of 16 half of one.
+pub(crate) const LANES: usize = 8;
+/// The largest group.
+const GROUP_MAX: usize = WEIGHTS / LANES;
+
+/// Groups as lanes: number `i` of group `g` becomes number `g` of row `i`. Rows beyond the group's length stay zero.
+pub(crate) fn side_by_side(groups: &[f32]) -> [[f32; LANES]; GROUP_MAX] {
+    let mut rows = [[0.0; LANES]; GROUP_MAX];
+    for (lane, group) in groups.chunks_exact(groups.len() / LANES).enumerate() {
+        for (row, number) in rows.iter_mut().zip(group) {
+            row[lane] = *number;
+        }
+    }
+    rows
+}
+
+/// Undoes [`side_by_side`].
+pub(crate) fn one_after_another(rows: &[[u8; LANES]], groups: &mut [u8]) {
+    for (lane, group) in groups.chunks_exact_mut(rows.len()).enumerate() {
+        for (number, row) in group.iter_mut().zip(rows) {
+            *number = row[lane];
+        }
+    }
+}
+
 /// The weights of a super-block as an array.
 ///
 /// # Panics
@@ -120,18 +145,40 @@ impl Affine {
     fn fit_plain(&self, x: &[f32; WEIGHTS]) -> Fitted {
         let (mut scales, mut minima) = ([0.0f32; 16], [0.0f32; 16]);
         let mut levels = [0u8; WEIGHTS];
-        let groups = x.chunks_exact(self.group).zip(levels.chunks_exact_mut(self.group));
-        for (index, (x, levels)) in groups.enumerate() {
-            let mut weights = [0.0f32; 32];
-            let base = if self.magnitude_only { 0.0 } else { (search::sum_of_squares(x) / self.group as f32).sqrt() };
-            for (weight, &x) in weights.iter_mut().zip(x) {
-                *weight = base + x.abs();
+        let batch = LANES * self.group;
+        for (index, (x, levels)) in x.chunks_exact(batch).zip(levels.chunks_exact_mut(batch)).enumerate() {
+            let x = side_by_side(x);
+            let x = &x[..self.group];
+            let mut squares = [0.0f32; LANES];
+            for x in x {
+                squares.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
             }
-            (scales[index], minima[index]) = search::affine(self.level_max, x, &weights, self.trials, levels);
+            let base = squares.map(|it| if self.magnitude_only { 0.0 } else { (it / self.group as f32).sqrt() });
+            let weigh = |x: &[f32; LANES]| std::array::from_fn(|lane| base[lane] + x[lane].abs());
+            let mut weights = [[0.0f32; LANES]; GROUP_MAX];
+            weights.iter_mut().zip(x).for_each(|(weights, x)| *weights = weigh(x));
+            let found = self.search(x, &weights[..self.group], self.trials, levels);
+            scales[LANES * index..][..LANES].copy_from_slice(&found.0);
+            minima[LANES * index..][..LANES].copy_from_slice(&found.1);
         }
         let (d, scales) = self.scale_by_largest(&scales);
         let (d_min, minima) = self.scale_by_largest(&minima);
         Fitted { d, d_min, scales, minima, levels }
+    }
+
+    /// Scales and minima of groups that lie side by side; their levels come out one group after another.
+    fn search(
+        &self,
+        x: &[[f32; LANES]],
+        weights: &[[f32; LANES]],
+        trials: Trials,
+        levels: &mut [u8],
+    ) -> ([f32; LANES], [f32; LANES]) {
+        let mut found = [[0u8; LANES]; GROUP_MAX];
+        let found = &mut found[..self.group];
+        let scales_and_minima = search::affine(self.level_max, x, weights, trials, found);
+        one_after_another(found, levels);
+        scales_and_minima
     }
 
     /// Rounds numbers to `0..=scale_max` of the largest of them, and gives the unit.
@@ -146,14 +193,21 @@ impl Affine {
         let sigma2 = self.sigma_factor * search::sum_of_squares(x) / WEIGHTS as f32;
         let (mut scales, mut minima, mut totals) = ([0.0f32; 16], [0.0f32; 16], [0.0f32; 16]);
         let mut levels = [0u8; WEIGHTS];
-        let groups = x.chunks_exact(self.group).zip(levels.chunks_exact_mut(self.group));
-        for (index, ((x, levels), importance)) in groups.zip(importance.chunks_exact(self.group)).enumerate() {
-            let mut weights = [0.0f32; 32];
-            let weights = &mut weights[..self.group];
-            search::weigh(importance, x, sigma2, weights);
-            totals[index] = weights.iter().sum();
-            (scales[index], minima[index]) =
-                search::affine(self.level_max, x, weights, Trials::WITH_IMPORTANCE, levels);
+        let batch = LANES * self.group;
+        let batches = x.chunks_exact(batch).zip(importance.chunks_exact(batch)).zip(levels.chunks_exact_mut(batch));
+        for (index, ((x, importance), levels)) in batches.enumerate() {
+            let mut weights = [0.0f32; LANES * GROUP_MAX];
+            search::weigh(importance, x, sigma2, &mut weights[..batch]);
+            let (x, weights) = (side_by_side(x), side_by_side(&weights[..batch]));
+            let (x, weights) = (&x[..self.group], &weights[..self.group]);
+            let found = self.search(x, weights, Trials::WITH_IMPORTANCE, levels);
+            scales[LANES * index..][..LANES].copy_from_slice(&found.0);
+            minima[LANES * index..][..LANES].copy_from_slice(&found.1);
+            for weights in weights {
+                for (total, weight) in totals[LANES * index..][..LANES].iter_mut().zip(weights) {
+                    *total += weight;
+                }
+            }
         }
         let n = WEIGHTS / self.group;
         let (mut rounded_scales, mut rounded_minima) = ([0u8; 16], [0u8; 16]);
@@ -230,10 +284,15 @@ pub(crate) fn pack_2_bit(levels: &[u8; WEIGHTS]) -> [u8; 64] {
 
 /// Undoes [`pack_2_bit`].
 pub(crate) fn unpack_2_bit(packed: &[u8; 64]) -> [i8; WEIGHTS] {
-    std::array::from_fn(|index| {
-        let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
-        (packed[32 * half + byte] >> (2 * part) & 3) as i8
-    })
+    let mut levels = [0; WEIGHTS];
+    for (levels, packed) in levels.as_chunks_mut::<128>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
+        for (part, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (level, byte) in levels.iter_mut().zip(packed) {
+                *level = (byte >> (2 * part) & 3) as i8;
+            }
+        }
+    }
+    levels
 }
 
 /// Levels of 4 bits: in each quarter of the super-block, byte `l` holds weights `l` and `l + 32`.
@@ -244,12 +303,16 @@ pub(crate) fn pack_4_bit(levels: &[u8; WEIGHTS]) -> [u8; 128] {
     })
 }
 
-/// Undoes [`pack_4_bit`].
+/// Undoes [`pack_4_bit`]. In runs of 32 levels, of which compilers make vectors.
 pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
-    std::array::from_fn(|index| {
-        let (quarter, high, byte) = (index / 64, index / 32 % 2, index % 32);
-        (packed[32 * quarter + byte] >> (4 * high) & 0xf) as i8
-    })
+    let mut levels = [0; WEIGHTS];
+    for (levels, packed) in levels.as_chunks_mut::<64>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
+        for byte in 0..32 {
+            levels[byte] = (packed[byte] & 0xf) as i8;
+            levels[byte + 32] = (packed[byte] >> 4) as i8;
+        }
+    }
+    levels
 }
 
 /// `weight = d · scale · level`, `GROUP` weights to a scale.

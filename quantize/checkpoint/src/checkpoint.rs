@@ -181,6 +181,15 @@ impl Checkpoint {
         self.files[*self.places.get(hf_name).ok_or_else(missing)?].bytes(hf_name)
     }
 
+    /// The same, some bytes at a time, for what does not need them all at once.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor_bytes`].
+    pub fn for_each_piece(&self, hf_name: &str, each: &mut dyn FnMut(&[u8])) -> Result<(), CheckpointError> {
+        let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: hf_name.into() };
+        self.files[*self.places.get(hf_name).ok_or_else(missing)?].for_each_piece(hf_name, each)
+    }
+
     /// Writes a checkpoint folder: everything into a temporary folder beside it, then one rename.
     ///
     /// `like` gives the tokenizer, the template and, where it has one, the configuration, of which only the stored

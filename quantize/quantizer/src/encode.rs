@@ -13,8 +13,10 @@ use crate::growing::{Growing, Target};
 use crate::merge::{check_adapters, check_f16, merged};
 use crate::{Allocation, Codes, Importance, Plan, Provenance, QuantizeError, convert};
 
-/// Weights encoded between two reports of progress: a few tenths of a second of one core in the slowest format.
-const WEIGHTS_PER_STEP: usize = 1 << 22;
+/// Weights encoded between two reports of progress, while those before are written: enough for many cores.
+const WEIGHTS_PER_STEP: usize = 1 << 21;
+/// Weights that one task reads, widens, encodes and decodes again: few enough to stay in a core's cache.
+const WEIGHTS_PER_PIECE: usize = 1 << 15;
 
 /// A file encoded whole, not yet under its real name, and what became of each tensor.
 #[derive(Debug)]
@@ -110,33 +112,77 @@ pub fn quantize<'a>(
 /// Encodes the rows of one matrix, or a vector, some at a time; `done` is told of them.
 fn encode_matrix(
     growing: &mut Growing,
-    (checkpoint, adapters): (&Checkpoint, &[Adapter]),
+    source: (&Checkpoint, &[Adapter]),
     allocation: &Allocation,
     encoder: &Encoder<'_>,
     done: &mut dyn FnMut(usize),
 ) -> Result<Told, QuantizeError> {
     let tensor = &allocation.tensor;
     let (n_rows, columns) = (tensor.shape[0], tensor.shape.last().copied().unwrap_or(1));
-    // Rows whose order changes, and those of encoders that look at all of them, are read together.
-    let is_whole = tensor.shape.len() == 1 || tensor.permuted_heads.is_some() || encoder.needs_all_rows();
-    let rows_per_step = (WEIGHTS_PER_STEP / columns).max(1);
+    // Encoders that look at all rows get them together. Rotary rows change places within their head.
+    let is_whole = tensor.shape.len() == 1 || encoder.needs_all_rows();
+    let rows_together = if is_whole { n_rows } else { tensor.permuted_heads.map_or(1, |it| n_rows / it) };
+    let rows_of = |weights: usize| (weights / columns).max(1).next_multiple_of(rows_together.max(1));
+    let (rows_per_step, rows_per_piece) = (rows_of(WEIGHTS_PER_STEP), rows_of(WEIGHTS_PER_PIECE));
+    let pieces_of = |start: usize| {
+        let end = n_rows.min(start + rows_per_step);
+        let starts = (start..end).into_par_iter().step_by(rows_per_piece);
+        let piece = |it: usize| encode_piece(source, allocation, encoder, it..end.min(it + rows_per_piece));
+        starts.map(piece).collect::<Vec<_>>()
+    };
     let mut told = Told::default();
-    for start in (0..n_rows).step_by(if is_whole { n_rows.max(1) } else { rows_per_step }) {
-        let end = if is_whole { n_rows } else { n_rows.min(start + rows_per_step) };
-        let weights = stored(checkpoint, adapters, tensor, &(start..end))?;
-        if allocation.format == Format::F16 {
-            check_f16(&tensor.gguf, &weights)?;
-        }
-        let at_once = if encoder.needs_all_rows() { weights.len() } else { rows_per_step * columns };
-        for rows in weights.chunks(at_once.max(1)) {
-            let (bytes, codes) = encoder.encode(rows);
-            told.sums = told.sums.plus(sums_of(allocation, columns, rows, &bytes)?);
-            told.codes = codes;
-            growing.write(&tensor.gguf, &bytes)?;
-            done(rows.len() / columns);
-        }
+    let mut ready: Vec<Result<Piece, QuantizeError>> = Vec::new();
+    for start in (0..n_rows).step_by(rows_per_step) {
+        // What is encoded is written while the next is being encoded.
+        let (written, next) = rayon::join(|| write_pieces(growing, tensor, ready, &mut told), || pieces_of(start));
+        done(written?);
+        ready = next;
     }
+    done(write_pieces(growing, tensor, ready, &mut told)?);
     Ok(told)
+}
+
+/// Some rows, encoded.
+struct Piece {
+    n_rows: usize,
+    bytes: Vec<u8>,
+    codes: Codes,
+    sums: Sums,
+}
+
+fn encode_piece(
+    (checkpoint, adapters): (&Checkpoint, &[Adapter]),
+    allocation: &Allocation,
+    encoder: &Encoder<'_>,
+    rows: Range<usize>,
+) -> Result<Piece, QuantizeError> {
+    let tensor = &allocation.tensor;
+    let weights = stored(checkpoint, adapters, tensor, &rows)?;
+    if allocation.format == Format::F16 {
+        check_f16(&tensor.gguf, &weights)?;
+    }
+    let (bytes, codes) = encoder.encode(&weights);
+    let columns = tensor.shape.last().copied().unwrap_or(1);
+    let sums = sums_of(allocation, columns, &weights, &bytes)?;
+    Ok(Piece { n_rows: weights.len() / columns, bytes, codes, sums })
+}
+
+/// Appends pieces in their order, which also decides whose error is told; returns their rows.
+fn write_pieces(
+    growing: &mut Growing,
+    tensor: &TensorName,
+    pieces: Vec<Result<Piece, QuantizeError>>,
+    told: &mut Told,
+) -> Result<usize, QuantizeError> {
+    let mut n_rows = 0;
+    for piece in pieces {
+        let piece = piece?;
+        growing.write(&tensor.gguf, &piece.bytes)?;
+        told.sums = told.sums.plus(piece.sums);
+        told.codes = piece.codes;
+        n_rows += piece.n_rows;
+    }
+    Ok(n_rows)
 }
 
 /// Metadata and tensors of the file to be.
@@ -168,8 +214,8 @@ pub fn file_bytes(
     Ok(fsq_gguf::file_bytes(&metadata, &specs)?)
 }
 
-/// Rows of a tensor as the file is to hold them: merged, in the file's order, for which all are needed where it is
-/// another than the checkpoint's.
+/// Rows of a tensor as the file is to hold them: merged, in the file's order. Where that is another than the
+/// checkpoint's, they must be those of whole heads.
 pub(crate) fn stored(
     checkpoint: &Checkpoint,
     adapters: &[Adapter],
@@ -178,8 +224,8 @@ pub(crate) fn stored(
 ) -> Result<Vec<f32>, QuantizeError> {
     let mut weights = merged(checkpoint, adapters, tensor, rows)?;
     if let Some(heads) = tensor.permuted_heads {
-        let columns_of_a_row = weights.len() / tensor.shape[0];
-        weights = permute_rotary_rows(&weights, heads, columns_of_a_row);
+        let columns = weights.len() / rows.len();
+        weights = permute_rotary_rows(&weights, heads * rows.len() / tensor.shape[0], columns);
     }
     if tensor.offset != 0.0 {
         weights.iter_mut().for_each(|it| *it += tensor.offset);
@@ -252,6 +298,19 @@ struct Sums {
 }
 
 impl Sums {
+    /// Of some weights and what they became, in lanes that compilers make vectors of.
+    fn of(weights: &[f32], decoded: &[f32]) -> Self {
+        let (mut errors, mut squares) = ([0.0f64; 8], [0.0f64; 8]);
+        for (weights, decoded) in weights.chunks(8).zip(decoded.chunks(8)) {
+            for (lane, (weight, decoded)) in weights.iter().zip(decoded).enumerate() {
+                let (weight, off) = (f64::from(*weight), f64::from(*decoded) - f64::from(*weight));
+                errors[lane] += off * off;
+                squares[lane] += weight * weight;
+            }
+        }
+        Self { error: errors.iter().sum(), weight: squares.iter().sum() }
+    }
+
     fn plus(self, other: Self) -> Self {
         Self { error: self.error + other.error, weight: self.weight + other.weight }
     }
@@ -272,13 +331,7 @@ fn sums_of(allocation: &Allocation, columns: usize, rows: &[f32], bytes: &[u8]) 
         .map(|(weights, bytes)| {
             let mut decoded = vec![0.0; weights.len()];
             format.decode(bytes, &mut decoded);
-            let mut sums = Sums::default();
-            for (weight, decoded) in weights.iter().zip(&decoded) {
-                let (weight, decoded) = (f64::from(*weight), f64::from(*decoded));
-                sums.error += (decoded - weight) * (decoded - weight);
-                sums.weight += weight * weight;
-            }
-            sums
+            Sums::of(weights, &decoded)
         })
         .collect();
     // Summed in order, so that the same input gives the same report on any number of threads.

@@ -1,7 +1,9 @@
 //! Where a file came from, as metadata that other loaders ignore.
 
-use fsq_checkpoint::{Adapter, Checkpoint, tensor_names};
+use fsq_checkpoint::{Adapter, Checkpoint, TensorName, tensor_names};
 use fsq_gguf::Metadata;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::digest::{Parts, hex};
 use crate::{Importance, QuantizeError};
@@ -35,7 +37,7 @@ pub struct Provenance {
     pub tool: String,
     /// The checkpoint's folder, without what leads to it.
     pub base_name: String,
-    /// SHA-256 over the names, shapes and stored bytes of the base's tensors.
+    /// SHA-256 over the names and shapes of the base's tensors and the SHA-256 of the stored bytes of each.
     pub base_sha256: [u8; 32],
     /// SHA-256 over each adapter's scale and matrices.
     pub adapters_sha256: Vec<[u8; 32]>,
@@ -58,13 +60,15 @@ impl Provenance {
         adapters: &[Adapter],
         importance: Option<&Importance>,
     ) -> Result<Self, QuantizeError> {
+        let tensors = tensor_names(&checkpoint.dimensions);
+        let digests: Vec<_> = tensors.par_iter().map(|it| stored_sha256(checkpoint, it)).collect();
         let mut base = Parts::new();
-        for tensor in tensor_names(&checkpoint.dimensions) {
+        for (tensor, digest) in tensors.iter().zip(digests) {
             base.add(tensor.hf.as_bytes());
             for size in &tensor.shape {
                 base.add(&(*size as u64).to_le_bytes());
             }
-            base.add(&checkpoint.tensor_bytes(&tensor.hf)?);
+            base.add(&digest?);
         }
         Ok(Self {
             tool: tool.into(),
@@ -91,6 +95,12 @@ impl Provenance {
         }
         metadata.insert("fsq.deploy", self.deploy.name());
     }
+}
+
+fn stored_sha256(checkpoint: &Checkpoint, tensor: &TensorName) -> Result<[u8; 32], QuantizeError> {
+    let mut digest = Sha256::new();
+    checkpoint.for_each_piece(&tensor.hf, &mut |piece| digest.update(piece))?;
+    Ok(digest.finalize().into())
 }
 
 /// The name of the checkpoint's folder.

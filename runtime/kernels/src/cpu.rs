@@ -7,6 +7,7 @@ mod isa;
 mod matmul;
 mod matrix;
 mod memory;
+mod paths;
 mod pool;
 mod probe;
 mod tiles;
@@ -25,6 +26,7 @@ use activations::{Rounded32, Rounded256, RoundedRows};
 use attention::{Attention, Store};
 use elementwise::{Add, ExpShifted, Gelu, RmsNorm, Rope, Swiglu};
 use isa::{Choice, dispatch};
+use paths::Trials;
 use pool::Pool;
 
 /// Floats above which a pass over them is shared among the threads.
@@ -33,7 +35,9 @@ const SHARED_MIN: usize = 1 << 15;
 /// The processor.
 #[derive(Debug)]
 pub struct Cpu {
+    /// For everything but products, whose matrices have their own.
     choice: Choice,
+    trials: Trials,
     pool: Pool,
     scratch: Mutex<Scratch>,
 }
@@ -48,14 +52,16 @@ struct Scratch {
 
 impl Cpu {
     /// A backend on so many threads, the calling one included, with the widest instructions of this machine or those
-    /// that [`Cpu::asked_for`] names.
+    /// that [`Cpu::asked_for`] names. Where there are several and none is named, trials tell which of them multiplies
+    /// the matrices of a shape.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        Self::with_choice(threads, Choice::detect())
+        Self { trials: Trials::new(Choice::candidates()), ..Self::with_choice(threads, Choice::detect()) }
     }
 
     fn with_choice(threads: usize, choice: Choice) -> Self {
-        Self { choice, pool: Pool::new(threads.max(1)), scratch: Mutex::default() }
+        let trials = Trials::new(vec![choice]);
+        Self { choice, trials, pool: Pool::new(threads.max(1)), scratch: Mutex::default() }
     }
 
     /// The instructions that the environment variable `FSQ_CPU` asks for, if it does. Backends are made for these, or,
@@ -69,10 +75,13 @@ impl Cpu {
         Ok(wish.map(|_| choice.name()))
     }
 
-    /// The instructions in use, as `FSQ_CPU` names them: `avx512-vnni`, `avx2`, `scalar` and others.
+    /// The instructions in use, as `FSQ_CPU` names them: `avx512-vnni`, `avx2`, `scalar` and others; where trials
+    /// preferred others for some of the matrices loaded so far, those too, with a `+` between.
     #[must_use]
-    pub fn path(&self) -> &'static str {
-        self.choice.name()
+    pub fn path(&self) -> String {
+        let mut names = vec![self.choice.name()];
+        names.extend(self.trials.used().into_iter().filter(|it| *it != self.choice).map(Choice::name));
+        names.join("+")
     }
 
     /// Threads that share the work, the calling one included.
@@ -119,7 +128,9 @@ impl Backend for Cpu {
     }
 
     fn load(&self, weight: WeightView<'_>) -> Result<CpuMatrix, KernelError> {
-        CpuMatrix::load(&self.pool, weight)
+        let mut matrix = CpuMatrix::load(&self.pool, weight, self.choice)?;
+        self.trials.settle(&self.pool, weight.format, &mut matrix);
+        Ok(matrix)
     }
 
     fn write(&self, from: &[f32], into: &mut CpuBuffer) {

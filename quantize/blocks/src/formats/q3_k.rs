@@ -7,7 +7,7 @@ use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::coded::{Grid, Parts, whole_numbers};
 use crate::search::{self, nearest};
-use crate::super_block::{self, WEIGHTS};
+use crate::super_block::{self, LANES, WEIGHTS};
 
 /// One super-block.
 #[derive(Clone, Copy, PartialEq, Debug, Pod, Zeroable)]
@@ -31,8 +31,10 @@ impl Q3_K {
     /// The levels in order, from -4 to 3.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = super_block::unpack_2_bit(&self.low);
-        for (index, level) in levels.iter_mut().enumerate() {
-            *level += ((self.high[index % 32] >> (index / 32) & 1) * 4) as i8 - 4;
+        for (group, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (level, high) in levels.iter_mut().zip(&self.high) {
+                *level += ((high >> group & 1) << 2) as i8 - 4;
+            }
         }
         levels
     }
@@ -89,15 +91,23 @@ impl Q3_K {
     fn fit_weighted(x: &[f32; WEIGHTS], importance: &[f32], levels: &mut [u8; WEIGHTS]) -> Self {
         let sigma2 = 2.0 * search::sum_of_squares(x) / WEIGHTS as f32;
         let (mut scales, mut totals) = ([0.0f32; 16], [0.0f32; 16]);
-        let groups = x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).zip(importance.chunks_exact(16));
-        for (index, ((x, levels), importance)) in groups.enumerate() {
-            let mut weights = [0.0f32; 16];
-            search::weigh(importance, x, sigma2, &mut weights);
-            totals[index] = weights.iter().sum();
-            scales[index] = search::symmetric(4, x, Some(&weights), levels);
+        for half in 0..2 {
+            let of_half = WEIGHTS / 2 * half..WEIGHTS / 2 * (half + 1);
+            let x = &x[of_half.clone()];
+            let mut weights = [0.0f32; WEIGHTS / 2];
+            search::weigh(&importance[of_half.clone()], x, sigma2, &mut weights);
+            for (total, weights) in totals[LANES * half..].iter_mut().zip(weights.chunks_exact(16)) {
+                *total = weights.iter().sum();
+            }
+            let (x, weights) = (super_block::side_by_side(x), super_block::side_by_side(&weights));
+            let mut found = [[0u8; LANES]; 16];
+            let of_groups = search::symmetric(4, &x[..16], Some(&weights[..16]), &mut found);
+            scales[LANES * half..][..LANES].copy_from_slice(&of_groups);
+            super_block::one_after_another(&found, &mut levels[of_half]);
         }
         let mut rounded = [0u8; 16];
-        let d = search::symmetric(32, &scales, Some(&totals), &mut rounded);
+        let (scales, totals) = (scales.as_chunks::<1>().0, totals.as_chunks::<1>().0);
+        let [d] = search::symmetric(32, scales, Some(totals), rounded.as_chunks_mut().0);
         Self::pack(Half::from_f32(d), &rounded)
     }
 }

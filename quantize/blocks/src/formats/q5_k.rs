@@ -40,8 +40,10 @@ impl Q5_K {
     /// The levels in order.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = super_block::unpack_4_bit(&self.low);
-        for (index, level) in levels.iter_mut().enumerate() {
-            *level += ((self.high[index % 32] >> (index / 32) & 1) * 16) as i8;
+        for (group, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (level, high) in levels.iter_mut().zip(&self.high) {
+                *level += ((high >> group & 1) << 4) as i8;
+            }
         }
         levels
     }

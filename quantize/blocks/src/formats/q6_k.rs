@@ -7,7 +7,7 @@ use crate::activations::Q8_K;
 use crate::block::{BlockFormat, ColumnImportance, Half};
 use crate::coded::{Grid, Parts, whole_numbers};
 use crate::search::{self, GROUP_MAX_EPSILON, nearest};
-use crate::super_block::{self, WEIGHTS};
+use crate::super_block::{self, LANES, WEIGHTS};
 
 /// One super-block. In each half of it, with `l` from 0 to 31: byte `l` of the low bits holds weights `l` and `l + 64`,
 /// byte `l + 32` weights `l + 32` and `l + 96`; byte `l` of the high bits holds all four.
@@ -29,12 +29,18 @@ const GRID: Grid = Grid { group: 16, scales: (-128, 127), minima: (0, 0), levels
 impl Q6_K {
     /// The levels in order, from -32 to 31.
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
-        std::array::from_fn(|index| {
-            let (half, part, byte) = (index / 128, index / 32 % 4, index % 32);
-            let low = self.low[64 * half + 32 * (part % 2) + byte] >> (part / 2 * 4) & 0xf;
-            let high = self.high[32 * half + byte] >> (2 * part) & 3;
-            (low | high << 4) as i8 - 32
-        })
+        let mut levels = [0; WEIGHTS];
+        let halves = self.low.as_chunks::<64>().0.iter().zip(self.high.as_chunks::<32>().0);
+        for (levels, (low, high)) in levels.as_chunks_mut::<128>().0.iter_mut().zip(halves) {
+            // In runs of 32 levels, of which compilers make vectors.
+            for (part, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let low = &low[32 * (part % 2)..][..32];
+                for ((level, low), high) in levels.iter_mut().zip(low).zip(high) {
+                    *level = ((low >> (part / 2 * 4) & 0xf) | (high >> (2 * part) & 3) << 4) as i8 - 32;
+                }
+            }
+        }
+        levels
     }
 
     fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
@@ -51,9 +57,13 @@ impl Q6_K {
     fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let mut levels = [0u8; WEIGHTS];
         let mut scales = [0.0f32; 16];
-        for (index, (x, levels)) in x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).enumerate() {
-            let importance = importance.map(|it| &it[16 * index..16 * (index + 1)]);
-            scales[index] = search::symmetric(32, x, importance, levels);
+        for half in 0..2 {
+            let of_half = WEIGHTS / 2 * half..WEIGHTS / 2 * (half + 1);
+            let (x, mut found) = (super_block::side_by_side(&x[of_half.clone()]), [[0u8; LANES]; 16]);
+            let importance = importance.map(|it| super_block::side_by_side(&it[of_half.clone()]));
+            let importance = importance.as_ref().map(|it| &it[..16]);
+            scales[LANES * half..][..LANES].copy_from_slice(&search::symmetric(32, &x[..16], importance, &mut found));
+            super_block::one_after_another(&found, &mut levels[of_half]);
         }
         let (largest, magnitude) = search::extreme(&scales);
         if magnitude < GROUP_MAX_EPSILON {

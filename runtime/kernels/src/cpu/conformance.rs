@@ -108,6 +108,29 @@ fn a_token_gets_the_same_bits_in_any_company() {
     });
 }
 
+/// Trials choose among these by time alone, which is right only as long as it changes no number.
+#[test]
+fn products_have_the_same_bits_on_every_set_with_vectors() {
+    for &format in Format::ALL {
+        for tokens in [1, 14] {
+            let (rows, cols) = (72, 512);
+            let bytes = encoded(format, &numbers(8, rows * cols), cols);
+            let x = numbers(9, tokens * cols);
+            let product = |choice: Choice| {
+                let cpu = Cpu::with_choice(2, choice);
+                let mut out = cpu.buffer(tokens * rows).unwrap();
+                cpu.matmul(&load(&cpu, format, &bytes, rows, cols), &buffer(&cpu, &x), tokens, &mut out);
+                out.values().to_vec()
+            };
+            let choices = Choice::with_vectors();
+            let found: Vec<_> = choices.iter().map(|it| product(*it)).collect();
+            for (choice, pair) in choices.iter().zip(found.windows(2)) {
+                assert_eq!(pair[0], pair[1], "{} on {} and on the next", format.name(), choice.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn matrices_that_share_their_rows_are_multiplied_as_each_alone() {
     every_backend(|cpu| {

@@ -186,6 +186,19 @@ impl Choice {
         })
     }
 
+    /// The sets that are worth a trial, the widest last: the one that the environment asks for, else all with vectors.
+    pub(crate) fn candidates() -> Vec<Self> {
+        match Self::wish() {
+            Some(_) => vec![Self::detect()],
+            None => Self::with_vectors(),
+        }
+    }
+
+    /// Every set but the plain one. They fuse products and sums, so that all of them give the same bits.
+    pub(crate) fn with_vectors() -> Vec<Self> {
+        Self::available().split_off(1)
+    }
+
     fn widest() -> Self {
         Self::available().pop().unwrap_or(Self(Set::Scalar))
     }

@@ -1,5 +1,7 @@
 //! A weight matrix in the CPU's layout, whatever its format.
 
+use std::time::{Duration, Instant};
+
 use fsq_blocks::formats::{
     iq4_nl::IQ4_NL, iq4_xs::IQ4_XS, mxfp4::MXFP4, q2_k::Q2_K, q3_k::Q3_K, q4_0::Q4_0, q4_1::Q4_1, q4_k::Q4_K,
     q5_0::Q5_0, q5_1::Q5_1, q5_k::Q5_K, q6_k::Q6_K, q8_0::Q8_0,
@@ -9,6 +11,7 @@ use fsq_blocks::{BlockFormat, Format};
 use super::Scratch;
 use super::isa::Choice;
 use super::matmul::{ALONE_MAX, Cut, Destination, FloatRows, Shape, multiply, round};
+use super::paths::Paths;
 use super::pool::Pool;
 use super::tiles::blocks::BlockTiles;
 use super::tiles::floats::{Bf16, F16, FloatTiles};
@@ -21,6 +24,8 @@ pub struct CpuMatrix {
     rows: usize,
     cols: usize,
     tiles: Tiles,
+    /// Which instructions multiply it.
+    pub(super) paths: Paths,
 }
 
 /// Memory of [`Scratch`] that rounded activations lie in.
@@ -137,7 +142,7 @@ impl CpuMatrix {
         READ.contains(&format)
     }
 
-    pub(super) fn load(pool: &Pool, weight: WeightView<'_>) -> Result<Self, KernelError> {
+    pub(super) fn load(pool: &Pool, weight: WeightView<'_>, choice: Choice) -> Result<Self, KernelError> {
         let wrong = |expected: String| KernelError::Weight { name: weight.name.to_string(), expected };
         let row_bytes = weight.format.row_bytes(weight.cols).ok_or_else(|| {
             let n = weight.format.block_weights();
@@ -149,7 +154,7 @@ impl CpuMatrix {
         }
         let tiles = Tiles::new(pool, weight)?
             .ok_or_else(|| wrong(format!("a format that the CPU multiplies, found {}", weight.format.name())))?;
-        Ok(Self { rows: weight.rows, cols: weight.cols, tiles })
+        Ok(Self { rows: weight.rows, cols: weight.cols, tiles, paths: Paths::only(choice) })
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -184,20 +189,45 @@ impl CpuMatrix {
                 matrix.tiles.round((choice, pool), scratch, x, shapes[index]);
             }
         }
+        Self::run(matrices.map(|it| (it, it.paths.of(tokens))), pool, scratch, x, shapes, outs);
+    }
+
+    /// The products themselves, with rows that are rounded already, each on its own instructions.
+    fn run<const N: usize>(
+        matrices: [(&Self, Choice); N],
+        pool: &Pool,
+        scratch: &Scratch,
+        x: &[f32],
+        shapes: [Shape; N],
+        outs: [&mut [f32]; N],
+    ) {
         let cuts = shapes.map(Cut::new);
         let outs = outs.map(Destination::new);
-        let scratch = &*scratch;
         let work = |mut piece: usize| {
             for (index, cut) in cuts.into_iter().enumerate() {
                 if piece < cut.n_pieces() {
+                    let (matrix, choice) = matrices[index];
                     let work = (cut, piece);
-                    return matrices[index].tiles.multiply(choice, scratch, x, shapes[index], &outs[index], work);
+                    return matrix.tiles.multiply(choice, scratch, x, shapes[index], &outs[index], work);
                 }
                 piece -= cut.n_pieces();
             }
         };
         let n_pieces = cuts.iter().map(|it| it.n_pieces()).sum();
-        let multiplications: usize = matrices.iter().map(|it| tokens * columns * it.rows).sum();
+        let multiplications: usize = shapes.iter().map(|it| it.tokens * it.columns * it.rows).sum();
         if multiplications < ALONE_MAX { (0..n_pieces).for_each(work) } else { pool.run(n_pieces, &work) }
+    }
+
+    /// What times one product of the first `shape.rows` rows with activations of no meaning.
+    pub(super) fn trial<'a>(&'a self, pool: &'a Pool, shape: Shape) -> impl FnMut(Choice) -> Duration + 'a {
+        let x = vec![1.0; shape.tokens * shape.columns];
+        let mut out = vec![0.0; shape.tokens * shape.rows];
+        let mut scratch = Scratch::default();
+        self.tiles.round((self.paths.of(shape.tokens), pool), &mut scratch, &x, shape);
+        move |choice| {
+            let begun = Instant::now();
+            Self::run([(self, choice)], pool, &scratch, &x, [shape], [&mut out]);
+            begun.elapsed()
+        }
     }
 }
