@@ -1,12 +1,12 @@
 //! `fsq calibrate`: how well stated probabilities and outcomes agree, and a map from one to the other.
 
+mod mapped;
 mod replay;
 mod rows;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use fsq_calibrate::Stated;
 use fsq_calibrate::fidelity::{HorizonFidelity, RolloutTruth, fidelity_by_horizon};
 use fsq_calibrate::intervals::Interval;
 use fsq_calibrate::metrics::{
@@ -17,11 +17,11 @@ use fsq_calibrate::metrics::{
 use fsq_calibrate::recalibration::{Family, RecalibrationMap};
 use fsq_calibrate::threshold::{ActThreshold, FailureBound, act_threshold};
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::failure::{Outcome, Refusal};
+use crate::failure::Outcome;
 use crate::{Globals, output};
-use rows::Row;
+use mapped::Mapped;
+use rows::{Log, Row};
 
 /// Bins of the reliability curve.
 const BINS: usize = 10;
@@ -37,24 +37,25 @@ const OUTCOMES_DRAWN_MAX: usize = 400_000_000;
 /// Arguments of `fsq calibrate`.
 #[derive(Args)]
 pub(crate) struct CalibrateArguments {
-    /// Rows such as {"stated": 0.65, "outcome": 1}, one a line; "cluster" names what depends on one another,
-    /// "environment", "step" and "difficulty" where it belongs, "fidelity" which imagined states came true
+    /// Rows such as {"stated": 0.65, "outcome": 1}, one a line; "outcome" is null where it is not known yet, "id"
+    /// tells rows apart, "cluster" names what depends on one another, "environment", "step" and "difficulty" where
+    /// it belongs, "fidelity" which imagined states came true
     outcomes: PathBuf,
-    /// Fit a recalibration map and write it to this file
+    /// Fit a recalibration map, write it to this file, and show what such a map does to outcomes held out
     #[arg(long, value_name = "FILE")]
     fit: Option<PathBuf>,
     /// The map's family, instead of the one that so many outcomes can carry
     #[arg(long, value_name = "NAME", requires = "fit", value_parser = family)]
     family: Option<Family>,
+    /// Show what this map does to the outcomes, a file that --fit wrote; with --replay, the map in use at first
+    #[arg(long, value_name = "FILE", conflicts_with = "fit")]
+    map: Option<PathBuf>,
     /// Find the lowest estimate to act at, so that at most this share of the plans acted on fails
-    #[arg(long, value_name = "SHARE", value_parser = share)]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "fit")]
     failures_max: Option<f64>,
     /// Replay the rows in their order, as drift monitoring would have seen them
     #[arg(long, conflicts_with_all = ["fit", "failures_max"])]
     replay: bool,
-    /// The map in use when the log began, a file that --fit wrote
-    #[arg(long, value_name = "FILE", requires = "replay")]
-    map: Option<PathBuf>,
 }
 
 fn family(name: &str) -> Result<Family, String> {
@@ -73,6 +74,10 @@ struct Document {
     metrics: Metrics,
     /// Without bins; its bandwidth is the error itself.
     smooth_ece: Option<f64>,
+    /// Statements without an outcome, which no metric sees.
+    n_pending: usize,
+    /// Rows that repeat an outcome, counted once.
+    n_duplicates: usize,
     /// 95 %, by cluster.
     intervals: Intervals,
     /// What a perfectly calibrated predictor would show on these stated probabilities.
@@ -88,9 +93,9 @@ struct Document {
     /// With `--failures-max`: where to act; `null` if nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     act_threshold: Option<Option<ActThreshold>>,
-    /// With `--fit`: the map, and metrics of its estimates on the outcomes it was fitted on.
+    /// With `--fit` and `--map`: the map, and what it does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    map: Option<Fitted>,
+    map: Option<Mapped>,
 }
 
 #[derive(Serialize)]
@@ -100,19 +105,12 @@ struct Intervals {
     smooth_ece: Option<Interval>,
 }
 
-#[derive(Serialize)]
-struct Fitted {
-    /// The metadata that carries the map in a GGUF file.
-    metadata: serde_json::Map<String, Value>,
-    in_sample: Metrics,
-}
-
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyhow::Result<Outcome> {
-    let rows = rows::read(&arguments.outcomes, arguments.replay)?;
+    let log = rows::read(&arguments.outcomes)?;
+    let map = arguments.map.as_deref().map(mapped::map_of).transpose()?;
     if arguments.replay {
-        let map = arguments.map.as_deref().map(replay::map_of).transpose()?;
-        let found = replay::replay(&rows, map.unwrap_or_else(RecalibrationMap::identity));
+        let found = replay::replay(&log, map.unwrap_or_else(RecalibrationMap::identity));
         if globals.json {
             output::print_json(&found)?
         } else {
@@ -120,7 +118,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyh
         }
         return Ok(Outcome::Done);
     }
-    let document = document(&rows, arguments)?;
+    let document = document(&log, map.as_ref(), arguments)?;
     if globals.json {
         output::print_json(&document)?;
     } else {
@@ -129,21 +127,26 @@ pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyh
     Ok(Outcome::Done)
 }
 
-fn document(rows: &[Row], arguments: &CalibrateArguments) -> anyhow::Result<Document> {
-    let outcomes: Vec<Observed> = rows.iter().filter_map(Row::outcome).collect();
-    let placed = rows.iter().filter_map(|it| Some((it.cell.clone()?, it.outcome()?)));
+fn document(log: &Log, map: Option<&RecalibrationMap>, arguments: &CalibrateArguments) -> anyhow::Result<Document> {
+    let rows = &log.rows;
+    let outcomes: Vec<Observed> = rows.iter().map(Row::outcome).collect();
+    let placed = rows.iter().filter_map(|it| Some((it.cell.clone()?, it.outcome())));
     let placed: Vec<(Cell, Observed)> = placed.collect();
     let rollouts = rows.iter().filter(|it| !it.fidelity.is_empty());
     let rollouts = rollouts.map(|it| RolloutTruth { cluster: it.cluster, shares: it.fidelity.clone() });
     let resamples = (OUTCOMES_DRAWN_MAX / outcomes.len().max(1)).clamp(200, Bootstrap::REPORT.resamples);
     let bootstrap = Bootstrap { resamples, ..Bootstrap::REPORT };
-    let act_threshold = arguments
-        .failures_max
-        .map(|rate| act_threshold(&outcomes, FailureBound::OfFollowed { rate, risk: THRESHOLD_RISK }, bootstrap.seed));
+    // What is acted on are estimates.
+    let estimates = map.map_or_else(|| outcomes.clone(), |it| it.applied(&outcomes));
+    let bound = |rate| FailureBound::OfFollowed { rate, risk: THRESHOLD_RISK };
+    let act_threshold = arguments.failures_max.map(|rate| act_threshold(&estimates, bound(rate), bootstrap.seed));
+    let fitted = arguments.fit.as_deref().map(|it| mapped::fitted(&outcomes, arguments.family, it)).transpose()?;
     Ok(Document {
-        map: arguments.fit.as_deref().map(|it| fit(&outcomes, arguments.family, it)).transpose()?,
+        map: fitted.or_else(|| map.map(|it| mapped::applied(&outcomes, it))),
         metrics: Metrics::of(&outcomes),
         smooth_ece: smooth_ece(&outcomes),
+        n_pending: log.n_pending,
+        n_duplicates: log.n_duplicates,
         intervals: Intervals {
             metrics: intervals(&outcomes, &bootstrap),
             smooth_ece: smooth_ece_interval(&outcomes, &bootstrap),
@@ -158,56 +161,41 @@ fn document(rows: &[Row], arguments: &CalibrateArguments) -> anyhow::Result<Docu
     })
 }
 
-fn fit(outcomes: &[Observed], family: Option<Family>, path: &Path) -> anyhow::Result<Fitted> {
-    let map = match family {
-        Some(family) => RecalibrationMap::fit_family(family, outcomes),
-        None => RecalibrationMap::fit(outcomes),
-    };
-    let map = map.map_err(|it| Refusal::new(it.to_string()))?;
-    let pairs = map.to_pairs().into_iter();
-    let metadata: serde_json::Map<String, Value> = pairs.map(|(key, value)| (key.to_owned(), value.into())).collect();
-    output::write_whole(path, (serde_json::to_string_pretty(&metadata)? + "\n").as_bytes())?;
-    let estimated = outcomes.iter().map(|it| {
-        let stated = Stated::new(it.probability())?;
-        Ok(Observed::of_estimate(map.apply(stated), it.success(), it.cluster()))
-    });
-    let estimated: Vec<Observed> = estimated.collect::<anyhow::Result<_>>()?;
-    Ok(Fitted { metadata, in_sample: Metrics::of(&estimated) })
-}
-
 fn text(document: &Document) -> String {
     let Document { metrics, intervals, reliability_curve, map, .. } = document;
     let mut text = verdict(metrics, &intervals.metrics) + "\n\n";
-    let in_sample = map.as_ref().map(|it| it.in_sample.values());
+    let after = map.as_ref().and_then(|it| it.metrics.as_ref()).map(Metrics::values);
     let mut rows = vec![vec!["metric".to_owned(), "value".into(), "95 % interval".into()]];
-    if map.is_some() {
-        rows[0].push("after map*".into());
+    if after.is_some() {
+        rows[0].push("after the map".into());
     }
     let values = metrics.values().into_iter().zip(intervals.metrics.values());
     for (index, (name, (value, interval))) in Metrics::NAMES.iter().zip(values).enumerate() {
         let mut row = vec![(*name).to_owned(), number(value), range(interval)];
-        row.extend(in_sample.map(|it| number(it[index])));
+        row.extend(after.map(|it| number(it[index])));
         rows.push(row);
     }
     rows.push(vec!["smooth_ece".to_owned(), number(document.smooth_ece), range(intervals.smooth_ece)]);
     text += &output::columns(&rows);
     text += &by_chance(&document.if_calibrated);
+    text += &curve(reliability_curve);
+    text += &details(document);
+    text += &map.as_ref().map(Mapped::text).unwrap_or_default();
+    text += &replay::left_out(document.n_pending, document.n_duplicates);
+    text
+}
+
+fn curve(bins: &[ReliabilityBin]) -> String {
+    if bins.is_empty() {
+        return String::new();
+    }
     let mut rows = vec![["stated", "observed", "95 % band", "n"].map(str::to_owned).to_vec()];
-    for bin in reliability_curve {
-        let band = bin.band.map_or_else(|| "-".into(), |it| format!("{:.2} to {:.2}", it.low, it.high));
+    for bin in bins {
+        let band = bin.band.map_or_else(|| "not defined".into(), |it| format!("{:.2} to {:.2}", it.low, it.high));
         let (stated, observed) = (bin.probability_mean, bin.observed);
         rows.push(vec![format!("{stated:.2}"), format!("{observed:.2}"), band, bin.n.to_string()]);
     }
-    text += "\n";
-    text += &output::columns(&rows);
-    text += &details(document);
-    if let Some(map) = map {
-        let family = map.metadata.get("fsq.recalibration.family").and_then(Value::as_str).unwrap_or("?");
-        text += &format!(
-            "\nfitted a map of the family `{family}`\n* on the outcomes it was fitted on, so better than on new ones\n"
-        );
-    }
-    text
+    "\n".to_owned() + &output::columns(&rows)
 }
 
 /// What the calibration errors would be if nothing were wrong.
@@ -219,7 +207,7 @@ fn by_chance(errors: &CalibratedErrors) -> String {
     ];
     let told = named.into_iter().filter_map(|(name, chance)| Some((name, chance?)));
     let told: Vec<String> = told.map(|(name, it)| format!("{name} {:.4}, at most {:.4}", it.mean, it.p95)).collect();
-    format!("if calibrated, by chance alone: {}\n", told.join("; "))
+    if told.is_empty() { String::new() } else { format!("if calibrated, by chance alone: {}\n", told.join("; ")) }
 }
 
 /// The worst cells, fidelity by horizon, and where to act.
@@ -276,11 +264,11 @@ fn verdict(metrics: &Metrics, intervals: &MetricIntervals) -> String {
 }
 
 fn number(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".into(), |it| format!("{it:.4}"))
+    value.map_or_else(|| "not defined".into(), |it| format!("{it:.4}"))
 }
 
 fn range(interval: Option<Interval>) -> String {
-    interval.map_or_else(|| "-".into(), |it| format!("{:.4} to {:.4}", it.low, it.high))
+    interval.map_or_else(|| "not defined".into(), |it| format!("{:.4} to {:.4}", it.low, it.high))
 }
 
 #[cfg(test)]

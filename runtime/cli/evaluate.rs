@@ -1,6 +1,6 @@
 //! `fsq eval`: a file's episodes in an environment, and the numbers that they give.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -205,7 +205,20 @@ pub(crate) fn play_adapted(
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
     let mut policy = load(file, threads, plan.kv)?;
     policy.decoder.set_adapter(ADAPTER, adapter)?;
-    play_policy(&mut policy, adapter.map(|_| ADAPTER), plan, progress)
+    play_policy(&mut policy, adapter.map(|_| ADAPTER), plan, 0, progress)
+}
+
+/// Plays what is left of a plan of which the first `n_played` episodes were played before. Greedily, as the draws of
+/// a temperature depend on which episode is the first.
+pub(crate) fn play_rest(
+    file: &Path,
+    plan: &Plan,
+    n_played: usize,
+    threads: usize,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Played> {
+    let plan = Plan { temperature: 0.0, ..*plan };
+    Ok(play_policy(&mut load(file, threads, plan.kv)?, None, &plan, n_played, progress)?.0)
 }
 
 /// Plays a file's policy and says what its matrices read meanwhile.
@@ -219,7 +232,7 @@ pub(crate) fn observe_file(
     policy.decoder.observe(Observing::default());
     let mut done = 0;
     for plan in plans {
-        play_policy(&mut policy, None, plan, &mut |it| progress(done + it))?;
+        play_policy(&mut policy, None, plan, 0, &mut |it| progress(done + it))?;
         done += plan.episodes;
     }
     Ok(importance_of(&policy.decoder.observed()))
@@ -234,6 +247,18 @@ pub(crate) fn importance_of(sums: &BTreeMap<String, ColumnSums>) -> Importance {
     Importance { tensors, ..Importance::default() }
 }
 
+/// How many different tasks a plan has: a world may have fewer than there are episodes, and repeats them then.
+pub(crate) fn n_distinct_tasks(plan: &Plan) -> usize {
+    fn in_world<E: Environment>(world: &E, plan: &Plan) -> usize {
+        let tasks = world.tasks(plan.split, plan.seed, plan.episodes);
+        tasks.iter().map(|it| world.task_id(it)).collect::<BTreeSet<u64>>().len()
+    }
+    match plan.world {
+        World::Countdown => in_world(&Countdown, plan),
+        World::Dochop => in_world(&DocHop, plan),
+    }
+}
+
 fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
     let options = DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: kv.into(), max_sequences: 2 * BATCH };
@@ -244,11 +269,12 @@ fn play_policy(
     policy: &mut LoadedPolicy,
     adapter: Option<AdapterId>,
     plan: &Plan,
+    n_played: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
     match plan.world {
-        World::Countdown => play_in(&Countdown, policy, adapter, plan, progress),
-        World::Dochop => play_in(&DocHop, policy, adapter, plan, progress),
+        World::Countdown => play_in(&Countdown, policy, adapter, plan, n_played, progress),
+        World::Dochop => play_in(&DocHop, policy, adapter, plan, n_played, progress),
     }
 }
 
@@ -257,9 +283,10 @@ fn play_in<E: Environment>(
     policy: &mut LoadedPolicy,
     adapter: Option<AdapterId>,
     plan: &Plan,
+    n_played: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    let tasks = world.tasks(plan.split, plan.seed, plan.episodes);
+    let tasks = world.tasks(plan.split, plan.seed, plan.episodes).split_off(n_played.min(plan.episodes));
     let options = PlayOptions {
         format: plan.format,
         temperature: plan.temperature,

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use fsq_calibrate::gates::{Evaluation, GateProfile, Report, Verdict, judge};
+use fsq_calibrate::gates::{Evaluation, GateProfile, Look, Report, Verdict, judge, judge_look, looks};
 use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_environments::Split;
 use fsq_episodes::Format;
 use fsq_gguf::Gguf;
 
-use crate::evaluate::{Plan, Played, World, maps_of, play_file};
+use crate::evaluate::{Plan, Played, World, maps_of, n_distinct_tasks, play_rest};
 use crate::failure::{Outcome, Refusal};
 use crate::policy::Kv;
 use crate::progress::Progress;
@@ -27,9 +27,12 @@ pub(crate) struct GateArguments {
     /// An environment to play in; all of them if none is named
     #[arg(long, value_enum)]
     environment: Vec<World>,
-    /// Episodes in each environment
-    #[arg(long, short = 'n', default_value_t = 800)]
-    episodes: usize,
+    /// Episodes in each environment [default: as many as the profile wants, or twice that with --sequential]
+    #[arg(long, short = 'n')]
+    episodes: Option<usize>,
+    /// Judge up to four times while playing, more strictly, and stop as soon as the verdict is clear
+    #[arg(long)]
+    sequential: bool,
     /// The limits: a shipped profile, or a TOML file
     #[arg(long, default_value = "demo")]
     profile: String,
@@ -42,40 +45,98 @@ pub(crate) struct GateArguments {
 pub(crate) fn execute(globals: &Globals, arguments: &GateArguments) -> anyhow::Result<Outcome> {
     let profile = profile(&arguments.profile)?;
     let worlds = if arguments.environment.is_empty() { World::ALL.to_vec() } else { arguments.environment.clone() };
+    let files = [&arguments.reference, &arguments.candidate];
+    let [reference, candidate] = files.map(|it| Contestant::open(it));
+    let [reference, candidate] = [reference?, candidate?];
+    let (names, sides) = ((reference.name.clone(), candidate.name.clone()), [reference, candidate]);
     let progress = Progress::new();
-    let mut sides = Vec::new();
-    for file in [&arguments.reference, &arguments.candidate] {
-        let maps = maps_of(&Gguf::open(file)?)?;
-        let mut played = Vec::new();
-        for world in &worlds {
-            progress.stage(format!("{} in {}", name_of(file), world.name()), arguments.episodes as u64);
-            let plan = Plan {
-                world: *world,
-                split: Split::Test,
-                episodes: arguments.episodes,
-                seed: arguments.seed,
-                temperature: 0.0,
-                format: Format::Foresight,
-                kv: Kv::F16,
-            };
-            played.push(play_file(file, &plan, globals.threads(), &mut |it| progress.set(it as u64))?.0);
+    let mut reports = Vec::new();
+    let mut left_out = Vec::new();
+    for world in worlds {
+        let is_clear = reports.iter().any(|it: &(String, Report)| it.1.verdict() == Verdict::Fail);
+        if arguments.sequential && is_clear {
+            left_out.push(world.name());
+        } else {
+            let report = judge_world(world, &sides, &profile, arguments, globals.threads(), &progress)?;
+            reports.push((world.name().to_owned(), report));
         }
-        sides.push((name_of(file), played, maps));
     }
     progress.finish();
-    let [reference, candidate] = &sides[..] else { return Err(anyhow::anyhow!("two sides were played")) };
-    let reports = judge_worlds((&reference.1, reference.2.as_ref()), (&candidate.1, candidate.2.as_ref()), &profile)?;
-    let runs = gate_runs(&reference.0, &candidate.0, &reports)?;
+    let runs = gate_runs(&names.0, &names.1, &reports)?;
     if globals.json {
         output::print_json(&runs)?
     } else {
-        output::print(&text(&reports))?
+        output::print(&text(&reports, &left_out))?
     }
     Ok(outcome_of(reports.iter().map(|it| it.1.verdict())))
 }
 
-fn name_of(file: &Path) -> String {
-    file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned())
+/// A file that plays.
+struct Contestant<'a> {
+    file: &'a Path,
+    name: String,
+    maps: Option<RecalibrationMaps>,
+}
+
+impl<'a> Contestant<'a> {
+    fn open(file: &'a Path) -> anyhow::Result<Self> {
+        let name = file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
+        Ok(Self { file, name, maps: maps_of(&Gguf::open(file)?)? })
+    }
+}
+
+/// Plays both files in one world and judges, once or at every look until the verdict is clear.
+fn judge_world(
+    world: World,
+    sides: &[Contestant<'_>; 2],
+    profile: &GateProfile,
+    arguments: &GateArguments,
+    threads: usize,
+    progress: &Progress,
+) -> anyhow::Result<Report> {
+    let wanted = usize::try_from(profile.episodes_min)?;
+    let asked = arguments.episodes.unwrap_or(if arguments.sequential { 2 * wanted } else { wanted });
+    // A greedy policy plays a task that comes again as it did before, which tells nothing.
+    let episodes_max = n_distinct_tasks(&plan(world, asked, arguments.seed));
+    if episodes_max < asked {
+        progress.say(&format!("{} has {episodes_max} tasks to judge by, not {asked}", world.name()));
+    }
+    // With fewer episodes than any verdict may rest on there is nothing to look at early.
+    let early = arguments.sequential && episodes_max >= wanted;
+    let looks = if early { looks(episodes_max as u64).into_iter().map(Some).collect() } else { vec![None] };
+    let mut played: [Option<Played>; 2] = [None, None];
+    let mut last = None;
+    for look in looks {
+        let episodes = look.map_or(Ok(episodes_max), |it: Look| usize::try_from(it.tasks))?;
+        for (side, played) in sides.iter().zip(&mut played) {
+            let n_played = played.as_ref().map_or(0, |it| it.records.len());
+            progress.stage(format!("{} in {}", side.name, world.name()), (episodes - n_played) as u64);
+            let plan = plan(world, episodes, arguments.seed);
+            let more = play_rest(side.file, &plan, n_played, threads, &mut |it| progress.set(it as u64))?;
+            match played {
+                Some(played) => played.records.extend(more.records),
+                None => *played = Some(more),
+            }
+        }
+        let [Some(reference), Some(candidate)] = &played else { anyhow::bail!("two sides were played") };
+        let reference = evaluation(reference, sides[0].maps.as_ref());
+        let candidate = evaluation(candidate, sides[1].maps.as_ref());
+        let report = match look {
+            Some(look) => judge_look(&reference, &candidate, profile, &look)?,
+            None => judge(&reference, &candidate, profile)?,
+        };
+        let is_clear = !matches!(report.verdict(), Verdict::Inconclusive { .. });
+        last = Some(report);
+        if is_clear {
+            break;
+        }
+    }
+    last.ok_or_else(|| anyhow::anyhow!("at least one look was taken"))
+}
+
+fn plan(world: World, episodes: usize, seed: u64) -> Plan {
+    let format = Format::Foresight;
+    Plan { world, split: Split::Test, episodes, seed, temperature: 0.0, format, kv: Kv::F16 }
 }
 
 /// A shipped profile by name, or one from a file.
@@ -101,16 +162,18 @@ pub(crate) fn judge_worlds(
     candidate: Side<'_>,
     profile: &GateProfile,
 ) -> anyhow::Result<Vec<(String, Report)>> {
-    let side = |played: &Played, maps: Option<&RecalibrationMaps>| Evaluation {
-        episodes: played.records.clone(),
-        recalibration: maps.map(|it| it.of(Some(&played.environment)).clone()),
-    };
     let mut reports = Vec::new();
     for (ours, theirs) in candidate.0.iter().zip(reference.0) {
-        let report = judge(&side(theirs, reference.1), &side(ours, candidate.1), profile)?;
+        let report = judge(&evaluation(theirs, reference.1), &evaluation(ours, candidate.1), profile)?;
         reports.push((ours.environment.clone(), report));
     }
     Ok(reports)
+}
+
+/// Records with the map of their environment.
+fn evaluation(played: &Played, maps: Option<&RecalibrationMaps>) -> Evaluation {
+    let recalibration = maps.map(|it| it.of(Some(&played.environment)).clone());
+    Evaluation { episodes: played.records.clone(), recalibration }
 }
 
 /// The judgements as reports hold them.
@@ -150,18 +213,25 @@ pub(crate) fn outcome_of(verdicts: impl Iterator<Item = Verdict>) -> Outcome {
     verdicts.map(outcome).fold(Outcome::Done, worst)
 }
 
-fn text(reports: &[(String, Report)]) -> String {
+fn text(reports: &[(String, Report)], left_out: &[&str]) -> String {
     let mut text = String::new();
     for (environment, report) in reports {
-        text += &format!(
-            "{environment}: {} on {} tasks under profile {}\n",
-            report.verdict().name(),
-            report.n(),
-            report.profile()
-        );
+        let (verdict, n, look) = (report.verdict(), report.n(), report.look());
+        text += &format!("{environment}: {} on {n} tasks under profile {}", verdict.name(), report.profile());
+        if look.of > 1 {
+            text += &format!(", look {} of {}", look.number, look.of);
+        }
+        text += &match (verdict, report.episodes_missing()) {
+            (Verdict::Inconclusive { .. }, Some(missing)) => format!("; about {missing} more episodes would decide\n"),
+            (Verdict::Inconclusive { .. }, None) => "; more episodes of the same would not decide\n".to_owned(),
+            _ => "\n".to_owned(),
+        };
         for gate in report.gates() {
             text += &format!("  {:<13} {}\n", gate.verdict.name(), gate.sentence);
         }
+    }
+    for environment in left_out {
+        text += &format!("{environment}: not played, as the verdict is clear\n");
     }
     text
 }

@@ -8,7 +8,7 @@ use fsq_calibrate::recalibration::RecalibrationMap;
 use fsq_gguf::{Draft, Gguf, TensorSpec, rewrite_metadata};
 use serde_json::Value;
 
-use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, json, text};
+use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, json, refused, text};
 use crate::tree::root;
 
 /// A small foresight policy: enough of the tagged format that nearly every step parses, little skill.
@@ -61,16 +61,23 @@ fn succeeds(arguments: &[&str]) {
 
 /// Exit code, and what each gate said by its short name.
 fn gate(candidate: &Path, reference: &Path, episodes: &str) -> (Option<i32>, Vec<(String, Value)>) {
+    let (code, report) = report(candidate, reference, &["-n", episodes]);
+    let gates = report["gates"].as_array().unwrap();
+    let named = |it: &Value| (it["id"].as_str().unwrap().to_owned(), it["verdict"]["answer"].clone());
+    (code, gates.iter().map(named).collect())
+}
+
+/// Exit code and report.
+fn report(candidate: &Path, reference: &Path, more: &[&str]) -> (Option<i32>, Value) {
     let files = ["gate", text(candidate), "--reference", text(reference)];
-    let output = fsq(&[&files[..], &["--environment", "countdown", "-n", episodes, "--json"]].concat());
+    let output = fsq(&[&files[..], &["--environment", "countdown", "--json"], more].concat());
     let runs: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    let gates = runs[0]["report"]["gates"].as_array().unwrap();
-    for gate in gates {
+    let report = &runs[0]["report"];
+    for gate in report["gates"].as_array().unwrap() {
         println!("{}", gate["sentence"].as_str().unwrap());
     }
-    let named = |it: &Value| (it["id"].as_str().unwrap().to_owned(), it["verdict"]["answer"].clone());
-    (output.status.code(), gates.iter().map(named).collect())
+    (output.status.code(), report.clone())
 }
 
 #[track_caller]
@@ -95,6 +102,64 @@ fn too_few_episodes_decide_nothing() {
     assert_eq!(code, INCONCLUSIVE);
     assert_answer(&gates, "G1", "inconclusive");
     assert!(gates.iter().all(|it| it.1 != "fail"), "{gates:?}");
+    let arguments = ["gate", text(policy()), "--reference", text(policy()), "--environment", "countdown", "-n", "32"];
+    for more in [&[][..], &["--sequential"]] {
+        let output = fsq(&[&arguments[..], more].concat());
+        assert_eq!(output.status.code(), INCONCLUSIVE);
+        let told = String::from_utf8_lossy(&output.stdout);
+        let expected = "countdown: inconclusive on 32 tasks under profile demo; about 768 more episodes would decide\n";
+        assert!(told.starts_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn a_clear_verdict_needs_no_more_episodes() {
+    let (code, found) = report(policy(), policy(), &["--sequential", "-n", "1200"]);
+    assert_eq!((code, &found["verdict"]["answer"]), (Some(0), &"pass".into()));
+    assert_eq!((&found["n"], &found["look"]["number"], &found["look"]["of"]), (&300.into(), &1.into(), &4.into()));
+    assert!(found["look"]["level"].as_f64().unwrap() < 0.05);
+    // What was played in parts is what would have been played at once.
+    let (_, at_once) = report(policy(), policy(), &["-n", "300"]);
+    assert_eq!(found["reference"], at_once["reference"]);
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.gguf");
+    write_damaged(&Gguf::open(policy()).unwrap(), &damaged);
+    let (code, found) = report(&damaged, policy(), &["--sequential", "-n", "1200"]);
+    assert_eq!((code, &found["verdict"]["answer"]), (GATE_FAILED, &"fail".into()));
+    assert!(found["n"].as_u64().unwrap() < 1200, "{}", found["look"]);
+    // Once one environment fails, the others need not be played.
+    let arguments = ["gate", text(&damaged), "--reference", text(policy()), "--sequential"];
+    let output = fsq(&arguments);
+    assert_eq!(output.status.code(), GATE_FAILED);
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        told.contains(", look 1 of 4") && told.ends_with("dochop: not played, as the verdict is clear\n"),
+        "{told}"
+    );
+}
+
+#[test]
+fn no_task_is_counted_twice() {
+    // Fewer different tasks than this profile wants: too few for a verdict, and no repetition is taken for evidence.
+    let files = ["gate", text(policy()), "--reference", text(policy()), "--environment", "countdown"];
+    let output = fsq(&[&files[..], &["--profile", "4-bit", "--json"]].concat());
+    assert_eq!(output.status.code(), INCONCLUSIVE);
+    let runs: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = &runs[0]["report"];
+    let n = report["n"].as_u64().unwrap();
+    assert!(n < 1600 && report["episodes_missing"] == 1600 - n, "{report}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains(&format!("countdown has {n} tasks to judge by, not 1600")), "{told}");
+}
+
+#[test]
+fn what_cannot_be_judged_is_bad_input() {
+    let files = ["gate", text(policy()), "--reference", text(policy())];
+    refused(
+        &[&files[..], &["--profile", "2-bit"]].concat(),
+        "gate profile `2-bit`: expected one of 8-bit, 4-bit, demo",
+    );
+    refused(&["gate", text(policy()), "--reference", "no-such.gguf", "--sequential"], "no-such.gguf");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod adapters;
 mod architectures;
 mod arrows;
+mod calibrate;
 #[cfg(feature = "serve")]
 mod chat;
 mod cli;

@@ -1,16 +1,14 @@
 //! `fsq calibrate --replay`: a log of predictions and outcomes, as drift monitoring would have seen it.
 
-use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::collections::HashMap;
 
-use anyhow::Context;
 use fsq_calibrate::drift::{Episode, Event, Monitor, MonitorLimits};
 use fsq_calibrate::recalibration::RecalibrationMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::rows::Row;
-use crate::failure::Refusal;
+use super::mapped::metadata;
+use super::rows::{Log, Row};
 
 /// What a replay found.
 #[derive(Debug, Serialize)]
@@ -19,9 +17,9 @@ pub(super) struct Replay {
     n_rows: usize,
     /// Episodes with an outcome, each with all its rows.
     n: u64,
-    /// Rows without an outcome: they say nothing yet, and nothing at all if failures are never reported.
+    /// Statements without an outcome: they say nothing yet, and nothing at all if failures are never reported.
     n_pending: usize,
-    /// Rows whose `id` came before.
+    /// Rows that repeat an outcome.
     n_duplicates: usize,
     limits: MonitorLimits,
     /// The one-off audit: was it ever miscalibrated?
@@ -45,20 +43,19 @@ struct AuditFound {
 }
 
 /// Replays rows in the order in which their outcomes arrived.
-pub(super) fn replay(rows: &[Row], map: RecalibrationMap) -> Replay {
+pub(super) fn replay(log: &Log, map: RecalibrationMap) -> Replay {
     let limits = MonitorLimits::DEFAULT;
     let mut monitor = Monitor::new(map, limits);
-    let (episodes, n_duplicates) = episodes(rows);
     let mut events = Vec::new();
-    for episode in episodes {
+    for episode in episodes(&log.rows) {
         events.extend(monitor.observe(episode));
     }
     let audit = monitor.audit();
     Replay {
-        n_rows: rows.len(),
+        n_rows: log.n_rows,
         n: monitor.n(),
-        n_pending: rows.iter().filter(|it| it.success.is_none()).count(),
-        n_duplicates,
+        n_pending: log.n_pending,
+        n_duplicates: log.n_duplicates,
         limits,
         audit: AuditFound {
             alarmed: audit.alarmed(),
@@ -68,42 +65,25 @@ pub(super) fn replay(rows: &[Row], map: RecalibrationMap) -> Replay {
         events,
         evidence: monitor.evidence(),
         alarmed: monitor.alarmed(),
-        map: monitor.map().to_pairs().into_iter().map(|(key, value)| (key, value.into())).collect(),
+        map: metadata(monitor.map()),
     }
 }
 
-/// Rows with an outcome by cluster, each cluster at the place of its last row, when all of it had arrived; and how
-/// many rows came again.
-fn episodes(rows: &[Row]) -> (Vec<Episode>, usize) {
-    let mut seen = HashSet::new();
-    let known: Vec<(&Row, bool)> = rows
-        .iter()
-        .filter(|it| it.success.is_none() || it.id.is_none_or(|id| seen.insert(id)))
-        .filter_map(|it| Some((it, it.success?)))
-        .collect();
-    let n_known = rows.iter().filter(|it| it.success.is_some()).count();
-    let last: HashMap<u64, usize> = known.iter().enumerate().map(|(at, it)| (it.0.cluster, at)).collect();
+/// Rows by cluster, each cluster at the place of its last row, when all of it had arrived.
+fn episodes(rows: &[Row]) -> Vec<Episode> {
+    let last: HashMap<u64, usize> = rows.iter().enumerate().map(|(at, it)| (it.cluster, at)).collect();
     let mut open: HashMap<u64, Episode> = HashMap::new();
     let mut episodes = Vec::with_capacity(last.len());
-    for (at, (row, success)) in known.iter().enumerate() {
+    for (at, row) in rows.iter().enumerate() {
         let mut episode = open.remove(&row.cluster).unwrap_or_default();
-        episode.steps.push((row.stated, *success));
+        episode.steps.push((row.stated, row.success));
         if last.get(&row.cluster) == Some(&at) {
             episodes.push(episode);
         } else {
             open.insert(row.cluster, episode);
         }
     }
-    (episodes, n_known - known.len())
-}
-
-/// Reads a map that `--fit` wrote.
-pub(super) fn map_of(path: &Path) -> anyhow::Result<RecalibrationMap> {
-    let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| shown.to_string())?;
-    let wrong = |found: String| Refusal::new(format!("{shown}: expected a map that `--fit` wrote, found {found}"));
-    let pairs: HashMap<String, String> = serde_json::from_str(&text).map_err(|it| wrong(it.to_string()))?;
-    Ok(RecalibrationMap::from_pairs(pairs)?.ok_or_else(|| wrong("no map".into()))?)
+    episodes
 }
 
 impl Replay {
@@ -134,14 +114,21 @@ impl Replay {
         if self.alarmed {
             text += "an alarm stands\n";
         }
-        if self.n_pending > 0 {
-            text += &format!("{} of {} rows have no outcome yet\n", self.n_pending, self.n_rows);
-        }
-        if self.n_duplicates > 0 {
-            text += &format!("{} rows came again and were passed over\n", self.n_duplicates);
-        }
+        text += &left_out(self.n_pending, self.n_duplicates);
         text
     }
+}
+
+/// What of a log is not counted, in sentences.
+pub(super) fn left_out(n_pending: usize, n_duplicates: usize) -> String {
+    let mut text = String::new();
+    if n_pending > 0 {
+        text += &format!("without an outcome yet: {n_pending}; count them as failures once they run out of time\n");
+    }
+    if n_duplicates > 0 {
+        text += &format!("told again and counted once: {n_duplicates}\n");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -152,31 +139,21 @@ mod tests {
 
     use super::*;
 
-    fn row(cluster: u64, id: Option<u64>, success: Option<bool>) -> Row {
-        Row { stated: Stated::new(0.5).unwrap(), success, cluster, id, cell: None, fidelity: Vec::new() }
+    fn row(cluster: u64, stated: f64, success: bool) -> Row {
+        Row { stated: Stated::new(stated).unwrap(), success, cluster, cell: None, fidelity: Vec::new() }
     }
 
     #[test]
-    fn late_rows_close_their_episode_and_others_are_counted() {
-        let log = [
-            row(1, Some(10), Some(true)),
-            row(2, Some(20), Some(false)),
-            row(1, Some(11), Some(true)),
-            row(2, Some(20), Some(false)),
-            row(3, Some(30), None),
-            row(3, Some(30), Some(true)),
-        ];
-        let (episodes, duplicates) = episodes(&log);
-        let sizes: Vec<(usize, bool)> = episodes.iter().map(|it| (it.steps.len(), it.steps[0].1)).collect();
-        assert_eq!((sizes, duplicates), (vec![(1, false), (2, true), (1, true)], 1));
-        let found = replay(&log, RecalibrationMap::identity());
-        assert_eq!((found.n, found.n_pending, found.n_duplicates, found.alarmed), (3, 1, 1, false));
+    fn an_episode_comes_when_all_of_it_has_arrived() {
+        let rows = [row(1, 0.5, true), row(2, 0.5, false), row(1, 0.5, true), row(3, 0.5, true)];
+        let sizes: Vec<(usize, bool)> = episodes(&rows).iter().map(|it| (it.steps.len(), it.steps[0].1)).collect();
+        assert_eq!(sizes, [(1, false), (2, true), (1, true)]);
     }
 
     #[test]
     fn drift_is_told_in_order() {
-        let log: Vec<Row> =
-            (0..900).map(|it| Row { stated: Stated::new(0.8).unwrap(), ..row(it, None, Some(it % 5 == 0)) }).collect();
+        let rows = (0..900).map(|it| row(it, 0.8, it % 5 == 0)).collect();
+        let log = Log { rows, ..Log::default() };
         let text = replay(&log, RecalibrationMap::identity()).text();
         let places = ["miscalibrated at some time", "drift since", "goes on trial", "promoted"].map(|it| text.find(it));
         assert!(places.is_sorted() && places[0].is_some(), "{text}");
