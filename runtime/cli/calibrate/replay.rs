@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn drift_is_told_in_order() {
-        let rows = (0..900).map(|it| row(it, 0.8, it % 5 == 0)).collect();
-        let log = Log { rows, ..Log::default() };
+        let mut log = Log::default();
+        log.rows.extend((0..900).map(|it| row(it, 0.8, it % 5 == 0)));
         let text = replay(&log, RecalibrationMap::identity()).text();
         let places = ["miscalibrated at some time", "drift since", "goes on trial", "promoted"].map(|it| text.find(it));
         assert!(places.is_sorted() && places[0].is_some(), "{text}");
