@@ -1,8 +1,8 @@
 //! Which instructions multiply which matrix: tried when the first of a shape is loaded. Knows no policy.
 //!
-//! Every set of instructions with vectors gives the same bits, so that a trial decides nothing but how soon they are there. The
-//! widest is not always the fastest: some machines slow down for wide registers, and a product that waits for memory
-//! gains nothing from them.
+//! Every set of instructions with vectors gives the same bits, so that a trial decides nothing but how soon they are
+//! there. The widest is not always the fastest: some machines slow down for wide registers, and a product that waits
+//! for memory gains nothing from them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
