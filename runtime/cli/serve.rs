@@ -5,14 +5,34 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+#[cfg(feature = "serve")]
+mod keys;
+
 /// Arguments of `fsq serve`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ServeArguments {
+    #[cfg(feature = "serve")]
+    #[command(subcommand)]
+    command: Option<ServeCommand>,
     /// A GGUF file
-    file: PathBuf,
-    /// Address and port to listen on; port 0 takes any free one
+    #[arg(required = true)]
+    file: Option<PathBuf>,
+    /// Address and port to listen on; port 0 takes any free one. Beyond this machine only with `--keys`
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// Serve only clients with a key of this file, which `fsq serve keys` makes
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Keep an audit log in this file: who asked for what and when, each line with the hash of the one before
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+    /// Write each request as a line of JSON to standard error, without what was asked or answered
+    #[arg(long)]
+    log_requests: bool,
+    /// Show a web page at `/`
+    #[arg(long)]
+    page: bool,
     /// Keep predictions and outcomes in this file, over restarts
     #[arg(long, value_name = "FILE")]
     outcomes: Option<PathBuf>,
@@ -27,6 +47,20 @@ pub(crate) struct ServeArguments {
     kv: crate::policy::Kv,
 }
 
+/// What else there is beside serving.
+#[cfg(feature = "serve")]
+#[derive(clap::Subcommand)]
+enum ServeCommand {
+    /// Make, list and revoke the keys that clients present
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Check that no line of an audit log was changed, taken out or put in
+    VerifyAudit {
+        /// The log
+        file: PathBuf,
+    },
+}
+
 #[cfg(all(feature = "serve", feature = "train"))]
 pub(crate) use enabled::start;
 #[cfg(feature = "serve")]
@@ -39,7 +73,8 @@ pub(crate) fn execute(
     arguments: &ServeArguments,
 ) -> anyhow::Result<crate::failure::Outcome> {
     let ServeArguments { file, listen, .. } = arguments;
-    let message = format!("serve {} on {listen}: serving is not in this build", file.display());
+    let file = file.as_deref().map_or_else(String::new, |it| it.display().to_string());
+    let message = format!("serve {file} on {listen}: serving is not in this build");
     let refusal = crate::failure::Refusal::new(message);
     Err(refusal.hint("build with `cargo build --release --features serve`").into())
 }
@@ -49,7 +84,7 @@ mod enabled {
     //! The command in builds that serve.
 
     use std::collections::BTreeMap;
-    #[cfg(feature = "train")]
+    use std::io::{self, Write};
     use std::path::Path;
 
     use anyhow::Context;
@@ -58,9 +93,9 @@ mod enabled {
     use fsq_gguf::{Gguf, Metadata};
     use fsq_kernels::Cpu;
     use fsq_model::{ChatTemplate, Decoder, DecoderOptions, TokenId, Tokenizer};
-    use fsq_server::{GateFacts, Options, Policy, PolicyFacts, Server};
+    use fsq_server::{AuditSummary, GateFacts, Options, Policy, PolicyFacts, Server};
 
-    use super::ServeArguments;
+    use super::{ServeArguments, ServeCommand};
     use crate::failure::{Outcome, Refusal};
     use crate::output::{self, bytes_text, hex};
     use crate::policy::Kv;
@@ -72,7 +107,12 @@ mod enabled {
 
     /// Runs the command: serves until the process is asked to end.
     pub(crate) fn execute(globals: &Globals, arguments: &ServeArguments) -> anyhow::Result<Outcome> {
-        let gguf = policy::open(&arguments.file)?;
+        match &arguments.command {
+            Some(ServeCommand::Keys(command)) => return super::keys::execute(globals, command),
+            Some(ServeCommand::VerifyAudit { file }) => return verify_audit(globals, file),
+            None => {}
+        }
+        let gguf = policy::open(arguments.file.as_deref().unwrap_or(Path::new("")))?;
         let context = arguments.context.map_or(usize::MAX, |it| it as usize);
         let policy = policy(globals.threads(), &gguf, context, usize::from(arguments.sequences), arguments.kv)?;
         drop(gguf);
@@ -80,6 +120,10 @@ mod enabled {
         let mut options = Options::loopback(arguments.listen.port());
         options.address = arguments.listen;
         options.outcomes.clone_from(&arguments.outcomes);
+        options.keys.clone_from(&arguments.keys);
+        options.audit.clone_from(&arguments.audit);
+        options.logs_requests = arguments.log_requests;
+        options.has_page = arguments.page;
         let server = Server::start(policy, options)?;
         let address = server.address();
         if globals.json {
@@ -88,7 +132,26 @@ mod enabled {
         } else {
             output::print(&format!("{line}\nlistening on http://{address}, Ctrl-C stops\n"))?;
         }
-        server.run_until_signal()?;
+        server.run_until_signal(|read| {
+            let line = match read {
+                Ok(n) => format!("keys read again: {n}"),
+                Err(error) => format!("keys stay as they were: {error}"),
+            };
+            // With standard error gone there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "{line}");
+        })?;
+        Ok(Outcome::Done)
+    }
+
+    fn verify_audit(globals: &Globals, file: &Path) -> anyhow::Result<Outcome> {
+        let AuditSummary { n_lines, last, n_torn_bytes } = fsq_server::verify_audit(file)?;
+        if globals.json {
+            output::print_json(&serde_json::json!({"n_lines": n_lines, "last": last, "n_torn_bytes": n_torn_bytes}))?;
+        } else {
+            let torn =
+                if n_torn_bytes > 0 { format!(", then {n_torn_bytes} bytes of a line cut off") } else { String::new() };
+            output::print(&format!("{n_lines} lines hold together{torn}; the last has the hash {last}\n"))?;
+        }
         Ok(Outcome::Done)
     }
 

@@ -32,6 +32,8 @@ mod program;
 mod quantize;
 mod recorded;
 mod runtime;
+#[cfg(feature = "serve")]
+mod serving;
 mod templates;
 mod tidy;
 mod tokenizers;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use crate::adjust::Adjuster;
 use crate::scheduler::{Demand, Planned, Scheduler};
 use crate::{
-    AdapterId, Decode, EngineOptions, LogitsFor, ModelError, RequestId, Sampler, Sampling, SequenceId, Step, TokenId,
-    log_softmax,
+    AdapterId, Adjustments, Decode, EngineOptions, LogitsFor, ModelError, RequestId, Sampler, Sampling, SequenceId,
+    Step, TokenId, log_softmax,
 };
 
 /// A prompt and how to go on from it.
@@ -19,6 +20,8 @@ pub struct Request {
     pub stop: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What is changed about logits before that.
+    pub adjustments: Adjustments,
     /// The adapter that the request runs under.
     pub adapter: Option<AdapterId>,
     /// How many of the most probable tokens come back beside each chosen one.
@@ -30,10 +33,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request without stop tokens, adapter, alternatives or open sequence.
+    /// A request without stop tokens, adjustments, adapter, alternatives or open sequence.
     #[must_use]
     pub fn new(prompt: Vec<TokenId>, max_tokens: usize, sampling: Sampling) -> Self {
-        Self { prompt, max_tokens, stop: Vec::new(), sampling, adapter: None, top_logprobs: 0, sequence: None }
+        let (stop, adjustments) = (Vec::new(), Adjustments::default());
+        Self { prompt, max_tokens, stop, sampling, adjustments, adapter: None, top_logprobs: 0, sequence: None }
     }
 }
 
@@ -78,6 +82,7 @@ pub enum EngineEvent {
 struct Live {
     request: Request,
     sampler: Sampler,
+    adjuster: Option<Adjuster>,
     /// The prompt and what was generated.
     tokens: Vec<TokenId>,
     /// How many of `tokens` the sequence holds.
@@ -116,6 +121,11 @@ impl<D: Decode> Engine<D> {
     /// Requests that are in the batch.
     pub fn n_running(&self) -> usize {
         self.scheduler.n_running()
+    }
+
+    /// Whether a request has a place in the batch. False before that, and once it has ended.
+    pub fn has_begun(&self, request: RequestId) -> bool {
+        self.live.get(&request).is_some_and(|it| it.is_admitted)
     }
 
     /// Whether a step would do nothing.
@@ -158,6 +168,7 @@ impl<D: Decode> Engine<D> {
         self.scheduler.submit(id, demand);
         let live = Live {
             sampler: Sampler::new(request.sampling),
+            adjuster: Adjuster::new(&request.adjustments, &request.prompt),
             tokens: request.prompt.clone(),
             n_run,
             n_generated: 0,
@@ -215,7 +226,12 @@ impl<D: Decode> Engine<D> {
     fn sample(&mut self, id: RequestId, logits: &[f32]) -> Option<EngineEvent> {
         let context_tokens = self.decoder.context_tokens();
         let live = self.live.get_mut(&id)?;
-        let sampled = live.sampler.sample(logits);
+        let sampled = live.sampler.sample(live.adjuster.as_mut().map_or(logits, |it| it.apply(logits)));
+        let mut logprob = sampled.logprob;
+        if let Some(adjuster) = &mut live.adjuster {
+            adjuster.note(sampled.token);
+            logprob = log_softmax(logits)[sampled.token as usize];
+        }
         live.tokens.push(sampled.token);
         live.n_generated += 1;
         let finish = if live.request.stop.contains(&sampled.token) {
@@ -231,7 +247,7 @@ impl<D: Decode> Engine<D> {
         if finish.is_some() {
             self.end(id);
         }
-        Some(EngineEvent::Token { request: id, token: sampled.token, logprob: sampled.logprob, top_logprobs, finish })
+        Some(EngineEvent::Token { request: id, token: sampled.token, logprob, top_logprobs, finish })
     }
 
     /// Moves waiting requests into the batch; fails one that could never be, since nothing runs that would free pages.

@@ -4,6 +4,7 @@
 //! environments or training.
 
 mod adapter_file;
+mod adjust;
 mod batch;
 mod buffers;
 mod chat;
@@ -30,8 +31,11 @@ mod decoder_tests;
 mod engine_tests;
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod scheduler_tests;
 
 pub use adapter_file::read_adapter;
+pub use adjust::Adjustments;
 pub use chat::{ChatTemplate, Message, Turn};
 pub use choices::Choices;
 pub use config::read as read_dimensions;

@@ -9,12 +9,29 @@ use std::path::PathBuf;
 pub enum ServerError {
     /// The address can be reached from other machines.
     #[error(
-        "listen address {address}: expected a loopback address such as 127.0.0.1, because this version has no access \
-         keys and would serve anyone; hint: put a proxy that checks clients in front of it"
+        "listen address {address}: expected a loopback address such as 127.0.0.1, because there are no keys and anyone \
+         would be served; hint: make one with `fsq serve keys add keys.json --name NAME --scope infer`, and start with \
+         `--keys keys.json`"
     )]
     NotLoopback {
         /// The address asked for.
         address: SocketAddr,
+    },
+    /// A file of keys cannot be read or written.
+    #[error("key file `{path}`: {source}")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// What a file of keys says, or is to say, is not right.
+    #[error("key file `{path}`: {reason}")]
+    KeyRow {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
     },
     /// Someone else listens there.
     #[error(
@@ -63,6 +80,24 @@ pub enum ServerError {
         /// Counted from 1.
         line: usize,
         /// Why.
+        reason: String,
+    },
+    /// The audit log cannot be opened, read or written.
+    #[error("audit log `{path}`: {source}")]
+    AuditFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A line of the audit log does not follow from the one before it.
+    #[error("audit log `{path}`, line {line}: {reason}; it, or the line before it, is not as it was written")]
+    AuditLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What was found.
         reason: String,
     },
     /// A thread or the event loop could not be started.

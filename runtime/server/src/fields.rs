@@ -8,6 +8,11 @@ use serde_json::{Map, Value};
 
 use crate::refusal::Refusal;
 
+/// Levels of nesting in a body; no request here needs ten.
+const DEPTH_MAX: usize = 64;
+/// Values in a body: long prompts as token ids, and far from what memory suffers from.
+const VALUES_MAX: usize = 1 << 18;
+
 /// An object whose fields are being taken out.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -19,6 +24,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// The object that a request's body is.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Refusal> {
+        check_shape(body)?;
         let value = serde_json::from_slice(body)
             .map_err(|it| Refusal::invalid("invalid_json", format!("body: expected JSON, found {it}")))?;
         match value {
@@ -122,4 +128,33 @@ impl Fields {
             None => Ok(()),
         }
     }
+}
+
+/// Refuses what would be read into much more memory than it takes as text: deep nesting, and a great many values.
+/// Brackets and commas within strings do not count; whether it is JSON is for the parser to say.
+fn check_shape(body: &[u8]) -> Result<(), Refusal> {
+    let (mut depth, mut n_values) = (0_usize, 0_usize);
+    let (mut is_text, mut is_escaped) = (false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            _ if is_text => {}
+            b'{' | b'[' => (depth, n_values) = (depth + 1, n_values + 1),
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => n_values += 1,
+            _ => {}
+        }
+        let code = if depth > DEPTH_MAX {
+            "json_too_deep"
+        } else if n_values > VALUES_MAX {
+            "json_too_many_values"
+        } else {
+            continue;
+        };
+        let message = format!("body: expected at most {DEPTH_MAX} levels and {VALUES_MAX} values, found more");
+        return Err(Refusal::invalid(code, message));
+    }
+    Ok(())
 }

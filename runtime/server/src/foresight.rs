@@ -10,7 +10,9 @@ use fsq_model::TokenId;
 use serde_json::{Value, json};
 
 use crate::PolicyFacts;
-use crate::chat::{self, Common};
+use crate::answer;
+use crate::asked::Common;
+use crate::drift::seen_value;
 use crate::fields::Fields;
 use crate::plan::Plan;
 use crate::prompt::{Role, Turn, encode_chat, encode_tagged, take_messages};
@@ -45,36 +47,44 @@ struct Asked {
 /// file's judged environments that the state is from, whose map and verdict then hold; without it estimates come from
 /// the map over all of them, and a plan is chosen only if estimates hold in all.
 pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Refusal> {
-    let Asked { turns, beginnings, environment, confidence, common } =
-        read(read_fields(&shared, request).await?, &shared)?;
-    let prompt = encode_chat(&shared.tokenizer, &shared.template, &turns)?;
-    let task = chat::task(&prompt);
+    let fields = read_fields(&shared, request).await?;
+    let reading = shared.read_beside(move |shared| {
+        let asked = read(fields, shared)?;
+        shared.check_text(asked.beginnings.iter().map(String::len).sum())?;
+        let begun: Vec<_> = asked.beginnings.iter().map(|it| encode_tagged(&shared.tokenizer, it)).collect();
+        Ok((encode_chat(shared, &asked.turns)?, begun, asked))
+    });
+    let (prompt, begun, asked) = reading.await?;
+    let Asked { beginnings, environment, confidence, common, .. } = asked;
+    let task = answer::task(&prompt);
     let n_prompt = prompt.len();
-    let draw = |(index, text): (u64, &String)| {
-        let tokens: Vec<TokenId> = encode_tagged(&shared.tokenizer, text);
-        Draw { beginning: (text.clone(), tokens), sampling: common.sampling(index) }
+    let draw = |(index, (text, tokens)): (u64, (&String, Vec<TokenId>))| Draw {
+        beginning: (text.clone(), tokens),
+        ..Draw::new(&common, index)
     };
-    let draws = (0..).zip(&beginnings).map(draw).collect();
+    let draws = (0..).zip(beginnings.iter().zip(begun)).map(draw).collect();
     let tokens_max = common.tokens_max.unwrap_or(TOKENS_DEFAULT);
     let ask = Ask { prompt, draws, tokens_max, stop_texts: Vec::new(), top_logprobs: 0 };
-    let answers = chat::collect(shared.submit(ask)?, beginnings).await?;
-    let map = shared.recalibration.of(environment.as_deref());
-    let mut plans: Vec<Plan> = answers.into_iter().map(|it| Plan::new(it.text, it.ending, map)).collect();
-    plans = chat::record(&shared, task, plans).await?;
-    let choice = choose(&plans, confidence);
+    let answers = answer::collect(shared.submit(vec![ask])?, beginnings).await?;
+    let (map, drift) = (shared.drift.map(environment.as_deref()), shared.drift.seen(environment.as_deref()));
+    let mut plans: Vec<Plan> = answers.into_iter().map(|it| Plan::new(it.text, it.ending, &map)).collect();
+    plans = answer::record(&shared, &vec![task; plans.len()], environment.as_deref(), plans).await?;
+    let is_alarmed = drift.as_ref().is_some_and(|it| it.is_alarmed);
+    let choice = choose(&plans, confidence, is_alarmed);
     let n_generated: usize = plans.iter().map(|it| it.ending.n_tokens).sum();
     Ok(Json(json!({
-        "id": chat::answer_id("foresight"),
+        "id": answer::answer_id("foresight"),
         "object": "foresight",
-        "created": chat::now_s(),
+        "created": answer::now_s(),
         "model": shared.facts.name,
         "plans": plans.iter().enumerate().map(|(index, it)| plan_value(index, it, &plans)).collect::<Vec<_>>(),
         "chosen": choice.as_ref().ok(),
         "reason": choice.as_ref().err(),
         "confidence": confidence_name(confidence),
-        "recalibration": recalibration(map),
+        "recalibration": recalibration(&map),
+        "drift": seen_value(drift.as_ref()),
         "seed": common.seed,
-        "usage": chat::usage(n_prompt, n_generated),
+        "usage": answer::usage(n_prompt, n_generated),
     })))
 }
 
@@ -134,7 +144,10 @@ fn beginning((index, candidate): (usize, Value)) -> Result<String, Refusal> {
 }
 
 /// The plan to take: that of the highest estimate, the first of equals; or why there is none.
-fn choose(plans: &[Plan], confidence: Option<Confidence>) -> Result<usize, &'static str> {
+fn choose(plans: &[Plan], confidence: Option<Confidence>, is_alarmed: bool) -> Result<usize, &'static str> {
+    if is_alarmed {
+        return Err("outcomes say that estimates no longer hold here, so nothing is chosen by them until a map does");
+    }
     if confidence == Some(Confidence::Unusable) {
         return Err("the file says that this policy's confidence is unusable here, so nothing is chosen by it");
     }

@@ -1,4 +1,4 @@
-//! Serves one policy over HTTP: OpenAI-compatible chat, foresight with several candidate plans, and outcomes.
+//! Serves one policy over HTTP: OpenAI-compatible chat and completions, foresight with several plans, and outcomes.
 //!
 //! It takes a loaded decoder, tokenizer, chat template and recalibration map from its caller and knows nothing
 //! of files with weights. What a policy states leaves as `stated`; only the recalibration map makes an `estimate`.
@@ -6,24 +6,38 @@
 //! | module | holds |
 //! |---|---|
 //! | `server` | start, listen, drain, stop; the limits |
-//! | `routes` | the table of routes and what guards all of them |
-//! | `chat` `foresight` `outcomes` | one route each (`outcomes`: two) |
+//! | `listen` | connections: how many, how slow |
+//! | `routes` | the table of routes, what each asks for, and what guards all of them |
+//! | `page` | the web page, when asked for |
+//! | `keys` `audit` | who may do what; who did |
+//! | `chat` `completion` `foresight` `outcomes` `tokens` | one route each (the last two: two) |
+//! | `asked` | fields that several of them take |
+//! | `answer` `stream` | answers in the shapes of OpenAI's protocols, whole and in chunks |
 //! | `fields` `refusal` | typed reading of JSON bodies, and the error body |
 //! | `prompt` | messages to tokens, so that no text can forge a turn |
 //! | `worker` `sample` `confidence` | the thread that owns the engine; one answer's text; reading of the grid |
 //! | `plan` | an answer's text as foresight: stated, estimate, prediction |
 //! | `store` | predictions and outcomes, in memory and on disk |
+//! | `drift` | whether estimates still hold, from the outcomes told |
 //! | `metrics` | counters in Prometheus' text format |
 
 #![forbid(unsafe_code)]
 
+mod answer;
+mod asked;
+mod audit;
 mod chat;
+mod completion;
 mod confidence;
+mod drift;
 mod error;
 mod fields;
 mod foresight;
+mod keys;
+mod listen;
 mod metrics;
 mod outcomes;
+mod page;
 mod plan;
 mod prompt;
 mod refusal;
@@ -31,11 +45,15 @@ mod routes;
 mod sample;
 mod server;
 mod store;
+mod stream;
+mod tokens;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
+pub use audit::{AuditSummary, verify_audit};
 pub use confidence::GridAnswers;
 pub use error::ServerError;
+pub use keys::{Key, KeyFile, Scope};
 pub use server::{GateFacts, Limits, Options, Policy, PolicyFacts, Server};

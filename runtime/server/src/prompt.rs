@@ -1,11 +1,12 @@
 //! Messages of a request, and their tokens: no message's text can end its turn or begin another.
 
 use fsq_calibrate::foresight::TAGS;
-use fsq_model::{ChatTemplate, ModelError, Part, Special, TokenId, Tokenizer};
+use fsq_model::{ModelError, Part, Special, TokenId, Tokenizer};
 use serde_json::Value;
 
 use crate::fields::Fields;
 use crate::refusal::Refusal;
+use crate::server::Shared;
 
 /// Messages of one chat (reference: the limits that servers of this kind set).
 const MESSAGES_MAX: usize = 512;
@@ -96,11 +97,9 @@ fn joined_parts(path: &str, parts: Vec<Value>) -> Result<String, Refusal> {
 
 /// The tokens of a chat up to where the policy's answer begins. A user's text is only ever text; what the policy said
 /// earlier may hold the tags of foresight, and nothing else.
-pub(crate) fn encode_chat(
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    turns: &[Turn],
-) -> Result<Vec<TokenId>, Refusal> {
+pub(crate) fn encode_chat(shared: &Shared, turns: &[Turn]) -> Result<Vec<TokenId>, Refusal> {
+    let (tokenizer, template) = (&shared.tokenizer, &shared.template);
+    shared.check_text(turns.iter().map(|it| it.content.len()).sum())?;
     let turns: Vec<fsq_model::Turn<'_>> = turns.iter().map(|it| it.ready(tokenizer)).collect();
     let broken = |it: ModelError| Refusal::invalid("chat_template", it.to_string()).about("messages");
     template.encode(tokenizer, &turns).map_err(broken)

@@ -1,5 +1,7 @@
 //! The answer to a request that is not served: OpenAI's error body, with a status, a type and the field at fault.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -64,11 +66,27 @@ impl Refusal {
         Self::new(status, "invalid_request_error", code, message)
     }
 
+    /// Nobody who may ask anything asked.
+    pub(crate) fn unauthorized(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message)
+    }
+
+    /// Somebody asked who may ask something else.
+    pub(crate) fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
+    /// A client asks more often than it may.
+    pub(crate) fn too_often(code: &'static str, message: impl Into<String>, wait: Duration) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
+        let seconds = wait.as_secs_f64().ceil().clamp(1.0, 3600.0);
+        Self { retry_after_s: Some(seconds as u32), ..refusal }
+    }
+
     /// As many requests as the server takes at a time are already there.
     pub(crate) fn queue_full(jobs_max: usize) -> Self {
         let message = format!("{jobs_max} requests are running or waiting; try again");
-        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
-        Self { retry_after_s: Some(1), ..refusal }
+        Self::too_often("queue_full", message, Duration::from_secs(1))
     }
 
     /// The server is going away or its engine is gone.
@@ -102,6 +120,9 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

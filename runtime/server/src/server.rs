@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +12,17 @@ use std::time::{Duration, Instant};
 use fsq_calibrate::gates::Confidence;
 use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_model::{ChatTemplate, Decode, ModelError, TokenId, Tokenizer};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, watch};
 
 use crate::ServerError;
+use crate::answer::now_s;
+use crate::audit::Audit;
+use crate::drift::{Drift, Told};
+use crate::keys::Keyring;
+use crate::listen::{self, Patience};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::routes::router;
@@ -24,6 +31,11 @@ use crate::worker::{Draw, Event, Job, Order, Signals, Worker};
 
 /// How long connections may take to close after their answers are cut off at the end of a drain.
 const CLOSING: Duration = Duration::from_secs(2);
+
+/// Requests whose texts are taken apart at a time: that takes some fifty times the memory of a text.
+const READERS: usize = 2;
+/// How much shorter a text may become before it is taken apart: three letters of Korean become one.
+const SHRINKING: usize = 4;
 
 /// A policy ready to run, with what its file says about it.
 #[derive(Debug)]
@@ -67,10 +79,18 @@ pub struct GateFacts {
 /// Where and how to serve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// A loopback address; port 0 takes any free one.
+    /// A loopback address unless there are keys; port 0 takes any free one.
     pub address: SocketAddr,
     /// The outcome file, made when it is not there; `None` keeps outcomes in memory only.
     pub outcomes: Option<PathBuf>,
+    /// The file of keys, see [`crate::KeyFile`]; `None` serves whoever is on this machine.
+    pub keys: Option<PathBuf>,
+    /// The audit log, made when it is not there; `None` keeps none.
+    pub audit: Option<PathBuf>,
+    /// Whether each request is a line of JSON on standard error, without what was asked or answered.
+    pub logs_requests: bool,
+    /// Whether there is a web page at `/`.
+    pub has_page: bool,
     /// What clients may ask for.
     pub limits: Limits,
 }
@@ -79,7 +99,9 @@ impl Options {
     /// On this machine only, at this port, with outcomes in memory and the usual limits.
     #[must_use]
     pub fn loopback(port: u16) -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], port)), outcomes: None, limits: Limits::default() }
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let (outcomes, keys, audit) = (None, None, None);
+        Self { address, outcomes, keys, audit, logs_requests: false, has_page: false, limits: Limits::default() }
     }
 }
 
@@ -94,8 +116,16 @@ pub struct Limits {
     pub body_time_max: Duration,
     /// From a request's body to the end of its answer.
     pub request_time_max: Duration,
+    /// From a request's body to its first place in the batch; above it the answer is 429.
+    pub queue_time_max: Duration,
     /// Requests that run or wait; above it the answer is 429.
     pub jobs_max: usize,
+    /// Connections at a time; further clients wait to be accepted.
+    pub connections_max: usize,
+    /// For a request's head to arrive, and between two requests of a connection.
+    pub header_time_max: Duration,
+    /// For a client to take any byte of its answer.
+    pub write_time_max: Duration,
     /// For requests to end once the server stops.
     pub drain_time_max: Duration,
 }
@@ -107,7 +137,11 @@ impl Default for Limits {
             header_bytes_max: 16 << 10,
             body_time_max: Duration::from_secs(30),
             request_time_max: Duration::from_secs(600),
+            queue_time_max: Duration::from_secs(120),
             jobs_max: 64,
+            connections_max: 512,
+            header_time_max: Duration::from_secs(10),
+            write_time_max: Duration::from_secs(30),
             drain_time_max: Duration::from_secs(30),
         }
     }
@@ -118,17 +152,29 @@ impl Default for Limits {
 pub(crate) struct Shared {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: ChatTemplate,
-    pub(crate) recalibration: RecalibrationMaps,
+    /// Where estimates come from.
+    pub(crate) drift: Drift,
     pub(crate) facts: PolicyFacts,
     pub(crate) limits: Limits,
+    pub(crate) keyring: Option<Arc<Keyring>>,
+    audit: Option<Arc<Audit>>,
+    logs_requests: bool,
+    pub(crate) has_page: bool,
     /// Longest sequence.
     pub(crate) context_tokens: usize,
+    /// Entries of the decoder's vocabulary.
+    pub(crate) vocab: usize,
     pub(crate) store: Store,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) is_draining: AtomicBool,
+    /// Seconds since 1970.
+    pub(crate) started_s: u64,
     orders: mpsc::Sender<Order>,
     places: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
+    /// Bytes of a text that may just fit into a sequence.
+    text_bytes_max: usize,
 }
 
 /// What a route asks of the engine.
@@ -147,11 +193,60 @@ impl Shared {
         !self.is_draining.load(Ordering::Relaxed) && !self.signals.is_over.load(Ordering::Relaxed)
     }
 
-    /// Hands a job to the engine. It ends when the receiver is dropped.
-    pub(crate) fn submit(&self, ask: Ask) -> Result<UnboundedReceiver<Event>, Refusal> {
+    /// Tells who asked what for, and how it went, to whoever listens.
+    ///
+    /// # Errors
+    /// When the audit log cannot be written.
+    pub(crate) fn log_request(&self, details: Value) -> Result<(), ServerError> {
+        if self.logs_requests {
+            // With standard error gone there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "{details}");
+        }
+        self.audit.as_ref().map_or(Ok(()), |it| it.add("request", details, false))
+    }
+
+    /// Reads a request where that may take long, as a text of megabytes does, beside the others and not before them.
+    pub(crate) async fn read_beside<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let failed = || Refusal::internal("the request could not be read");
+        let place = Arc::clone(&self.readers).acquire_owned().await.map_err(|_| failed())?;
+        let shared = Arc::clone(self);
+        let reading = tokio::task::spawn_blocking(move || {
+            // Kept when the client leaves: what it asked for is being read all the same.
+            let _place = place;
+            read(&shared)
+        });
+        reading.await.unwrap_or_else(|_| Err(failed()))
+    }
+
+    /// Refuses a text that cannot fit, before it is taken apart.
+    pub(crate) fn check_text(&self, n_bytes: usize) -> Result<(), Refusal> {
+        if n_bytes <= self.text_bytes_max {
+            return Ok(());
+        }
+        let message = format!("context: {n_bytes} bytes of text are more than {} tokens can hold", self.context_tokens);
+        Err(Refusal::invalid("context_length_exceeded", message))
+    }
+
+    /// Hands the prompts of a request to the engine. They end when the receiver is dropped, as it is where one of
+    /// them is refused. Answers are numbered through, prompt after prompt.
+    pub(crate) fn submit(&self, asks: Vec<Ask>) -> Result<UnboundedReceiver<Event>, Refusal> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(Refusal::unavailable("draining", "the server is stopping"));
         }
+        let (events, receiver) = unbounded_channel();
+        let mut first_index = 0;
+        for ask in asks {
+            let n_draws = ask.draws.len();
+            self.submit_one(ask, first_index, events.clone())?;
+            first_index += n_draws;
+        }
+        Ok(receiver)
+    }
+
+    fn submit_one(&self, ask: Ask, first_index: usize, events: UnboundedSender<Event>) -> Result<(), Refusal> {
         let longest = ask.draws.iter().map(|it| it.beginning.1.len()).max().unwrap_or(0);
         let needed = ask.prompt.len() + longest + 1;
         if needed > self.context_tokens {
@@ -160,13 +255,24 @@ impl Shared {
         }
         let full = |_| Refusal::queue_full(self.limits.jobs_max);
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(full)?;
-        let (events, receiver) = unbounded_channel();
         let Ask { prompt, draws, tokens_max, stop_texts, top_logprobs } = ask;
-        let deadline = Instant::now() + self.limits.request_time_max;
-        let job = Job { prompt, draws, tokens_max, stop_texts, top_logprobs, deadline, events, place };
+        let now = Instant::now();
+        let (deadline, queue_deadline) = (now + self.limits.request_time_max, now + self.limits.queue_time_max);
+        let job = Job {
+            prompt,
+            draws,
+            first_index,
+            tokens_max,
+            stop_texts,
+            top_logprobs,
+            begun: now,
+            deadline,
+            queue_deadline,
+            events,
+            place,
+        };
         let gone = |_| Refusal::unavailable("engine_stopped", "the engine has stopped");
-        self.orders.send(Order::Run(Box::new(job))).map_err(gone)?;
-        Ok(receiver)
+        self.orders.send(Order::Run(Box::new(job))).map_err(gone)
     }
 }
 
@@ -176,6 +282,8 @@ pub struct Server {
     address: SocketAddr,
     stop: watch::Sender<bool>,
     signals: Arc<Signals>,
+    keyring: Option<Arc<Keyring>>,
+    audit: Option<Arc<Audit>>,
     serving: tokio::task::JoinHandle<()>,
     engine: std::thread::JoinHandle<Result<(), ModelError>>,
     runtime: tokio::runtime::Runtime,
@@ -199,10 +307,11 @@ impl Server {
         options: Options,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let Options { address, outcomes, limits } = options;
-        if !address.ip().is_loopback() {
+        let Options { address, outcomes, keys, audit, logs_requests, has_page, limits } = options;
+        if !address.ip().is_loopback() && keys.is_none() {
             return Err(ServerError::NotLoopback { address });
         }
+        let keyring = keys.as_deref().map(Keyring::open).transpose()?.map(Arc::new);
         let (tokenizer, decoder) = (policy.tokenizer.vocab(), policy.decoder.vocab());
         if tokenizer > decoder {
             return Err(ServerError::Vocabulary { tokenizer, decoder });
@@ -211,15 +320,17 @@ impl Server {
         let listener = runtime.block_on(TcpListener::bind(address)).map_err(|it| listen_error(address, it))?;
         let address = listener.local_addr().map_err(|it| listen_error(address, it))?;
         let store = Store::open(outcomes.as_deref(), &policy.facts.digest)?;
-        let drain_time_max = limits.drain_time_max;
-        let (shared, decoder, orders) = share(policy, limits, store);
+        let audit = audit.as_deref().map(Audit::open).transpose()?.map(Arc::new);
+        let door = Door { keyring: keyring.clone(), audit: audit.clone(), logs_requests, has_page };
+        door.record_start(address, &policy.facts)?;
+        let (shared, decoder, orders) = share(policy, limits, store, door);
         let signals = Arc::clone(&shared.signals);
         let worker =
             Worker::new(decoder, Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics), Arc::clone(&signals));
         let engine = std::thread::Builder::new().name("fsq-engine".to_string()).spawn(move || worker.run(&orders))?;
         let (stop, stopping) = watch::channel(false);
-        let serving = runtime.spawn(run(listener, shared, shutdown, stopping, drain_time_max));
-        Ok(Self { address, stop, signals, serving, engine, runtime })
+        let serving = runtime.spawn(run(listener, shared, shutdown, stopping));
+        Ok(Self { address, stop, signals, keyring, audit, serving, engine, runtime })
     }
 
     /// Where it listens.
@@ -245,6 +356,9 @@ impl Server {
         // A panic there is ours; what it did not do is done when the runtime is dropped.
         let _ = self.runtime.block_on(self.serving);
         self.runtime.shutdown_timeout(CLOSING);
+        if let Some(audit) = &self.audit {
+            audit.add("stop", json!({}), true)?;
+        }
         match self.engine.join() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(ServerError::Engine { reason: error.to_string() }),
@@ -253,10 +367,17 @@ impl Server {
     }
 
     /// Serves until the process is asked to end (SIGINT, SIGTERM), then drains; a second signal cuts that short.
+    /// SIGHUP reads the keys again, and `told` hears how that went.
     ///
     /// # Errors
     /// As [`Server::stop`].
-    pub fn run_until_signal(self) -> Result<(), ServerError> {
+    pub fn run_until_signal(
+        self,
+        told: impl Fn(Result<usize, ServerError>) + Send + 'static,
+    ) -> Result<(), ServerError> {
+        if let Some(keyring) = self.keyring.clone() {
+            self.runtime.spawn(reload_at_signal(keyring, self.audit.clone(), told));
+        }
         self.runtime.block_on(ending_signal())?;
         let signals = Arc::clone(&self.signals);
         self.runtime.spawn(async move {
@@ -268,21 +389,58 @@ impl Server {
     }
 }
 
-fn share<D: Decode>(policy: Policy<D>, limits: Limits, store: Store) -> (Arc<Shared>, D, mpsc::Receiver<Order>) {
+/// Who is let in, what they are shown, and who is told of it.
+struct Door {
+    keyring: Option<Arc<Keyring>>,
+    audit: Option<Arc<Audit>>,
+    logs_requests: bool,
+    has_page: bool,
+}
+
+impl Door {
+    /// Puts on record what is served from here on, and to whom.
+    fn record_start(&self, address: SocketAddr, facts: &PolicyFacts) -> Result<(), ServerError> {
+        let Some(audit) = &self.audit else { return Ok(()) };
+        let gate = facts.gate.as_ref().map(|it| json!({"verdict": it.verdict, "profile": it.profile}));
+        let keys = self.keyring.as_ref().map(|it| it.names());
+        let details = json!({
+            "version": env!("CARGO_PKG_VERSION"), "address": address.to_string(), "model": facts.name,
+            "digest": facts.digest, "gate": gate, "keys": keys,
+        });
+        audit.add("start", details, true)
+    }
+}
+
+fn share<D: Decode>(
+    policy: Policy<D>,
+    limits: Limits,
+    (store, told): (Store, Vec<Told>),
+    door: Door,
+) -> (Arc<Shared>, D, mpsc::Receiver<Order>) {
     let Policy { decoder, tokenizer, template, recalibration, facts } = policy;
     let (orders, receiver) = mpsc::channel();
+    let lengths = (0..tokenizer.vocab() as TokenId).filter_map(|it| tokenizer.token_bytes(it)).map(<[u8]>::len);
+    let text_bytes_max = decoder.context_tokens().saturating_mul(lengths.max().unwrap_or(1) * SHRINKING);
     let shared = Shared {
         tokenizer: Arc::new(tokenizer),
         template,
-        recalibration,
+        drift: Drift::new(recalibration, &told),
         facts,
+        keyring: door.keyring,
+        audit: door.audit,
+        logs_requests: door.logs_requests,
+        has_page: door.has_page,
         context_tokens: decoder.context_tokens(),
+        vocab: decoder.vocab(),
         store,
         metrics: Arc::default(),
         signals: Arc::default(),
         is_draining: AtomicBool::new(false),
+        started_s: now_s(),
         orders,
         places: Arc::new(Semaphore::new(limits.jobs_max.max(1))),
+        readers: Arc::new(Semaphore::new(READERS)),
+        text_bytes_max,
         limits,
     };
     (Arc::new(shared), decoder, receiver)
@@ -294,17 +452,11 @@ async fn run(
     shared: Arc<Shared>,
     shutdown: impl Future<Output = ()> + Send + 'static,
     mut stopping: watch::Receiver<bool>,
-    drain_time_max: Duration,
 ) {
     let (drain, draining) = watch::channel(false);
-    let router = router(Arc::clone(&shared));
-    let until_drain = {
-        let mut draining = draining.clone();
-        async move {
-            let _ = draining.wait_for(|it| *it).await;
-        }
-    };
-    let serving = axum::serve(listener, router).with_graceful_shutdown(until_drain).into_future();
+    let Limits { connections_max, header_time_max, write_time_max, drain_time_max, .. } = shared.limits;
+    let patience = Patience { connections_max, header_time_max, write_time_max };
+    let serving = listen::serve(listener, router(Arc::clone(&shared)), patience, draining);
     let watching = async {
         tokio::select! {
             () = shutdown => {}
@@ -318,7 +470,7 @@ async fn run(
         tokio::time::sleep(CLOSING).await;
     };
     tokio::select! {
-        _ = serving => {}
+        () = serving => {}
         () = watching => {}
     }
     shared.signals.is_aborting.store(true, Ordering::Relaxed);
@@ -330,6 +482,27 @@ fn listen_error(address: SocketAddr, source: std::io::Error) -> ServerError {
         std::io::ErrorKind::AddrInUse => ServerError::AddressInUse { address },
         _ => ServerError::Listen { address, source },
     }
+}
+
+/// Reads the keys again whenever the process is told to.
+async fn reload_at_signal(keyring: Arc<Keyring>, audit: Option<Arc<Audit>>, told: impl Fn(Result<usize, ServerError>)) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        while hangup.recv().await.is_some() {
+            let read = keyring.reload();
+            let details = match &read {
+                Ok(_) => json!({"keys": keyring.names()}),
+                Err(error) => json!({"error": error.to_string()}),
+            };
+            // Where that cannot be written, requests are refused from here on.
+            let written = audit.as_ref().map_or(Ok(()), |it| it.add("keys", details, true));
+            told(written.and(read));
+        }
+    }
+    #[cfg(not(unix))]
+    drop((keyring, audit, told));
 }
 
 /// Ends when the process is asked to end.

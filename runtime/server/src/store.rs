@@ -1,8 +1,8 @@
 //! Predictions and what became of them: an index in memory, and two JSONL files that it is loaded from.
 //!
-//! `NAME.jsonl` holds one line an outcome, `{"id", "policy", "cluster", "stated", "estimate", "outcome"}`, each on disk
-//! before it is acknowledged; `fsq calibrate` reads it as it is. `NAME.predictions.jsonl` beside it holds the
-//! predictions. Knows no HTTP.
+//! `NAME.jsonl` holds one line an outcome, `{"id", "policy", "cluster", "environment", "stated", "estimate",
+//! "outcome"}`, each on disk before it is acknowledged; `fsq calibrate` reads it as it is. `NAME.predictions.jsonl`
+//! beside it holds the predictions. Knows no HTTP.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -17,6 +17,7 @@ use fsq_calibrate::{Estimate, Stated};
 use serde::{Deserialize, Serialize};
 
 use crate::ServerError;
+use crate::drift::Told;
 
 /// Predictions in memory, some 100 bytes each; the oldest are forgotten first.
 const PREDICTIONS_MAX: usize = 1_000_000;
@@ -49,10 +50,22 @@ struct Row {
     policy: String,
     /// Hexadecimal; equal for equal prompts, whose outcomes depend on one another.
     cluster: String,
+    /// What the client said that it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    environment: Option<String>,
     stated: Stated,
     estimate: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     outcome: Option<u8>,
+}
+
+impl Row {
+    /// The outcome, where there is one.
+    fn told(&self) -> Option<Told> {
+        let success = self.outcome? == 1;
+        let cluster = u64::from_str_radix(&self.cluster, 16).unwrap_or(0);
+        Some(Told { environment: self.environment.clone(), cluster, stated: self.stated, success })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -84,13 +97,22 @@ pub(crate) struct Summary {
     pub(crate) estimate: Metrics,
 }
 
+/// What came of telling outcomes.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    /// How many were not on record before.
+    pub(crate) n_new: usize,
+    /// Those of the policy that is served.
+    pub(crate) told: Vec<Told>,
+}
+
 /// Why an outcome is not recorded.
 #[derive(Debug)]
 pub(crate) enum Unsettled {
     /// No such prediction, or it was forgotten.
-    Unknown,
+    Unknown { id: PredictionId },
     /// The other outcome is recorded.
-    Conflict { recorded: bool },
+    Conflict { id: PredictionId, recorded: bool },
     /// It could not be written; nothing has changed.
     Disk(io::Error),
 }
@@ -130,12 +152,18 @@ impl Store {
     ///
     /// # Errors
     /// [`ServerError::StoreFile`], [`ServerError::StoreLocked`], [`ServerError::StoreLine`].
-    pub(crate) fn open(path: Option<&Path>, policy: &str) -> Result<Self, ServerError> {
+    ///
+    /// Beside the store come the outcomes of this policy, in the order in which they were told.
+    pub(crate) fn open(path: Option<&Path>, policy: &str) -> Result<(Self, Vec<Told>), ServerError> {
         Self::open_bounded(path, policy, PREDICTIONS_MAX)
     }
 
-    fn open_bounded(path: Option<&Path>, policy: &str, predictions_max: usize) -> Result<Self, ServerError> {
-        let (index, order) = (HashMap::new(), VecDeque::new());
+    fn open_bounded(
+        path: Option<&Path>,
+        policy: &str,
+        predictions_max: usize,
+    ) -> Result<(Self, Vec<Told>), ServerError> {
+        let (index, order, mut told) = (HashMap::new(), VecDeque::new(), Vec::new());
         let mut inner = Inner { index, order, n_outcomes: 0, predictions_max, files: None };
         if let Some(path) = path {
             let outcomes = Log::open(path)?;
@@ -150,22 +178,31 @@ impl Store {
             let mut files = Files { outcomes, predictions: Log::open(&predictions_path)? };
             // Outcomes last: their rows overwrite those of the predictions that they settle.
             inner.load(files.predictions.rows(&predictions_path)?, policy);
-            inner.load(files.outcomes.rows(path)?, policy);
+            let outcomes = files.outcomes.rows(path)?;
+            told.extend(outcomes.iter().filter(|it| it.1.policy == policy).filter_map(|it| it.1.told()));
+            inner.load(outcomes, policy);
             inner.files = Some(files);
         }
-        Ok(Self { policy: policy.to_string(), inner: Mutex::new(inner) })
+        Ok((Self { policy: policy.to_string(), inner: Mutex::new(inner) }, told))
     }
 
     /// Records a prediction, so that its outcome can be told later.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(crate) fn predict(&self, task: u64, stated: Stated, estimate: Estimate) -> io::Result<PredictionId> {
+    pub(crate) fn predict(
+        &self,
+        task: u64,
+        environment: Option<&str>,
+        stated: Stated,
+        estimate: Estimate,
+    ) -> io::Result<PredictionId> {
         let id = PredictionId(rand::random());
         let row = Row {
             id: id.to_string(),
             policy: self.policy.clone(),
             cluster: format!("{task:016x}"),
+            environment: environment.map(str::to_owned),
             stated,
             estimate: estimate.value(),
             outcome: None,
@@ -173,30 +210,44 @@ impl Store {
         let mut inner = self.inner();
         if let Some(files) = &mut inner.files {
             // Not synced: losing it with the power costs an outcome that nobody has told yet.
-            files.predictions.append(&row, false)?;
+            files.predictions.append(std::slice::from_ref(&row), false)?;
         }
         inner.insert(id, Prediction { row, is_current: true });
         Ok(id)
     }
 
-    /// Records an outcome; `false` when it was recorded already.
-    pub(crate) fn settle(&self, id: PredictionId, outcome: bool) -> Result<bool, Unsettled> {
+    /// Records what some predictions came to, all of them or none; what was recorded already stays as it is. What is
+    /// told together shares a cluster from here on, since it depends on one another. The new ones of the policy that
+    /// is served come back.
+    pub(crate) fn settle(&self, ids: &[PredictionId], outcome: bool) -> Result<Settled, Unsettled> {
         let mut inner = self.inner();
-        let prediction = inner.index.get(&id).ok_or(Unsettled::Unknown)?;
-        match prediction.row.outcome {
-            Some(recorded) if (recorded == 1) == outcome => return Ok(false),
-            Some(recorded) => return Err(Unsettled::Conflict { recorded: recorded == 1 }),
-            None => {}
+        let mut rows: Vec<(PredictionId, Row)> = Vec::new();
+        for id in ids.iter().copied() {
+            let prediction = inner.index.get(&id).ok_or(Unsettled::Unknown { id })?;
+            match prediction.row.outcome.map(|it| it == 1) {
+                Some(recorded) if recorded != outcome => return Err(Unsettled::Conflict { id, recorded }),
+                None if rows.iter().all(|it| it.0 != id) => {
+                    let row = Row { outcome: Some(u8::from(outcome)), ..prediction.row.clone() };
+                    let cluster = rows.first().map_or_else(|| row.cluster.clone(), |it| it.1.cluster.clone());
+                    rows.push((id, Row { cluster, ..row }));
+                }
+                _ => {}
+            }
         }
-        let row = Row { outcome: Some(u8::from(outcome)), ..prediction.row.clone() };
-        if let Some(files) = &mut inner.files {
-            files.outcomes.append(&row, true).map_err(Unsettled::Disk)?;
+        let lines: Vec<Row> = rows.iter().map(|it| it.1.clone()).collect();
+        if let Some(files) = inner.files.as_mut().filter(|_| !lines.is_empty()) {
+            files.outcomes.append(&lines, true).map_err(Unsettled::Disk)?;
         }
-        if let Some(prediction) = inner.index.get_mut(&id) {
-            prediction.row = row;
+        inner.n_outcomes += rows.len();
+        let n_new = rows.len();
+        let mut told = Vec::new();
+        for (id, row) in rows {
+            if let Some(prediction) = inner.index.get_mut(&id) {
+                told.extend(row.told().filter(|_| prediction.is_current));
+                prediction.row = row;
+            }
         }
-        inner.n_outcomes += 1;
-        Ok(true)
+        Ok(Settled { n_new, told })
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -294,13 +345,16 @@ impl Log {
         bytes[..n_whole].split_inclusive(|it| *it == b'\n').enumerate().map(row).collect()
     }
 
-    /// Writes one line, wholly or not at all.
-    fn append(&mut self, row: &Row, is_synced: bool) -> io::Result<()> {
-        let mut line = serde_json::to_vec(row)?;
-        line.push(b'\n');
-        let written = self.file.write_all(&line).and_then(|()| if is_synced { self.file.sync_data() } else { Ok(()) });
+    /// Writes whole lines, or nothing.
+    fn append(&mut self, rows: &[Row], is_synced: bool) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut lines, row)?;
+            lines.push(b'\n');
+        }
+        let written = self.file.write_all(&lines).and_then(|()| if is_synced { self.file.sync_data() } else { Ok(()) });
         match written {
-            Ok(()) => self.n_bytes += line.len() as u64,
+            Ok(()) => self.n_bytes += lines.len() as u64,
             Err(_) => self.file.set_len(self.n_bytes)?,
         }
         written
@@ -320,32 +374,36 @@ mod tests {
 
     fn predict(store: &Store, percent: u8) -> PredictionId {
         let stated = Stated::from_percent(percent).unwrap();
-        store.predict(7, stated, RecalibrationMap::identity().apply(stated)).unwrap()
+        store.predict(7, None, stated, RecalibrationMap::identity().apply(stated)).unwrap()
     }
 
     #[test]
     fn outcomes_are_idempotent_and_come_back_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("outcomes.jsonl");
-        let store = Store::open(Some(&path), "a").unwrap();
+        let (store, _) = Store::open(Some(&path), "a").unwrap();
         let (first, second) = (predict(&store, 80), predict(&store, 20));
-        assert!(store.settle(first, true).unwrap());
-        assert!(!store.settle(first, true).unwrap());
-        assert!(matches!(store.settle(first, false), Err(Unsettled::Conflict { recorded: true })));
-        assert!(matches!(store.settle(PredictionId(1), false), Err(Unsettled::Unknown)));
+        assert_eq!(store.settle(&[first, first], true).unwrap().n_new, 1);
+        assert_eq!(store.settle(&[first], true).unwrap().n_new, 0);
+        assert!(matches!(store.settle(&[second, first], false), Err(Unsettled::Conflict { id, .. }) if id == first));
+        let nobody = PredictionId(1);
+        assert!(matches!(store.settle(&[second, nobody], false), Err(Unsettled::Unknown { id }) if id == nobody));
         assert!(matches!(Store::open(Some(&path), "a"), Err(ServerError::StoreLocked { .. })));
         drop(store);
         // A line that a crash cut off.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\": \"p_").unwrap();
-        let store = Store::open(Some(&path), "a").unwrap();
-        assert!(!store.settle(first, true).unwrap());
-        assert!(store.settle(second, false).unwrap());
+        let (store, told) = Store::open(Some(&path), "a").unwrap();
+        assert_eq!((told.len(), told[0].cluster, told[0].success), (1, 7, true));
+        assert_eq!(store.settle(&[first], true).unwrap().n_new, 0);
+        assert_eq!(store.settle(&[second], false).unwrap().told.len(), 1);
         let summary = store.summary();
         assert_eq!((summary.n_predictions, summary.n_outcomes, summary.estimate.n), (2, 2, 2));
         assert!((summary.stated.brier.unwrap() - 0.04).abs() < 1e-12);
         drop(store);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
-        let other = Store::open(Some(&path), "b").unwrap().summary();
+        let (other, told) = Store::open(Some(&path), "b").unwrap();
+        assert!(told.is_empty());
+        let other = other.summary();
         assert_eq!((other.n_outcomes, other.n_outcomes_of_others, other.stated.n), (0, 2, 0));
     }
 
@@ -356,10 +414,10 @@ mod tests {
         std::fs::write(&path, "{}\n").unwrap();
         let error = Store::open(Some(&path), "a").unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
-        let store = Store::open_bounded(None, "a", 2).unwrap();
+        let (store, _) = Store::open_bounded(None, "a", 2).unwrap();
         let ids: Vec<_> = [10, 20, 30].map(|it| predict(&store, it)).into();
-        assert!(matches!(store.settle(ids[0], true), Err(Unsettled::Unknown)));
-        assert!(store.settle(ids[2], true).unwrap());
+        assert!(matches!(store.settle(&ids[..1], true), Err(Unsettled::Unknown { .. })));
+        assert_eq!(store.settle(&ids[2..], true).unwrap().n_new, 1);
         assert_eq!(store.counts().n_predictions, 2);
     }
 }

@@ -3,8 +3,10 @@
 
 mod chat;
 mod client;
+mod completion;
 mod foresight;
 mod hostile;
+mod keys;
 mod lifecycle;
 mod reading;
 mod scripted;

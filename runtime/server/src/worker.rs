@@ -11,12 +11,13 @@ use std::time::Instant;
 
 use fsq_calibrate::{StatedDistribution, foresight};
 use fsq_model::{
-    Decode, Engine, EngineEvent, EngineOptions, Finish, ModelError, Request, RequestId, Sampling, SequenceId, TokenId,
-    Tokenizer,
+    Adjustments, Decode, Engine, EngineEvent, EngineOptions, Finish, ModelError, Request, RequestId, Sampling,
+    SequenceId, TokenId, Tokenizer,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::asked::Common;
 use crate::confidence::GridAnswers;
 use crate::metrics::Metrics;
 use crate::sample::{AnswerText, Piece, TokenLogprob};
@@ -30,6 +31,15 @@ pub(crate) struct Draw {
     /// What the answer begins with, whatever the policy would have said; its text and tokens.
     pub(crate) beginning: (String, Vec<TokenId>),
     pub(crate) sampling: Sampling,
+    pub(crate) adjustments: Adjustments,
+}
+
+impl Draw {
+    /// The answer `index` of a request, which begins with nothing.
+    pub(crate) fn new(common: &Common, index: u64) -> Self {
+        let beginning = (String::new(), Vec::new());
+        Self { beginning, sampling: common.sampling(index), adjustments: common.adjustments.clone() }
+    }
 }
 
 /// One prompt and the answers to sample after it.
@@ -37,11 +47,17 @@ pub(crate) struct Draw {
 pub(crate) struct Job {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) draws: Vec<Draw>,
+    /// Where its answers stand among those of the request, which may have several prompts.
+    pub(crate) first_index: usize,
     /// Tokens of each answer, its beginning not counted.
     pub(crate) tokens_max: usize,
     pub(crate) stop_texts: Vec<String>,
     pub(crate) top_logprobs: usize,
+    /// When it was asked for.
+    pub(crate) begun: Instant,
     pub(crate) deadline: Instant,
+    /// By then it has a place in the batch, or ends.
+    pub(crate) queue_deadline: Instant,
     /// Unbounded, yet never longer than the answers may be.
     pub(crate) events: UnboundedSender<Event>,
     /// The job's place among those that the server takes at a time.
@@ -64,7 +80,7 @@ pub(crate) enum Order {
     Stop,
 }
 
-/// What a job hears, about the answer `index` of its draws.
+/// What a job hears, about the answer `index` of its request.
 #[derive(Debug)]
 pub(crate) enum Event {
     Piece {
@@ -95,6 +111,8 @@ pub(crate) struct Ending {
 pub(crate) enum Failure {
     /// It ran longer than it may.
     Deadline,
+    /// It waited longer than it may.
+    Queue,
     /// The server stopped before it was done.
     Stopping,
     /// The runtime refused.
@@ -118,6 +136,7 @@ struct Sample {
     /// Its beginning and what was generated.
     answer: Vec<TokenId>,
     n_generated: usize,
+    last_token: Option<Instant>,
     text: AnswerText,
 }
 
@@ -129,6 +148,10 @@ struct Live {
     prefix: Option<(RequestId, SequenceId)>,
     /// Empty until the shared prompt has run. An answer that has ended is `None`.
     samples: Vec<Option<Sample>>,
+    /// Whether anything of it ever had a place in the batch.
+    has_begun: bool,
+    /// Whether any of its answers has a token.
+    has_token: bool,
 }
 
 /// The engine with its jobs.
@@ -146,11 +169,13 @@ pub(crate) struct Worker<D> {
     /// Which job, and which of its answers; no answer for the shared prompt.
     owners: HashMap<RequestId, (u64, Option<usize>)>,
     next_job: u64,
+    /// Of keys and values.
+    n_pages: usize,
 }
 
 impl<D: Decode> Worker<D> {
     pub(crate) fn new(decoder: D, tokenizer: Arc<Tokenizer>, metrics: Arc<Metrics>, signals: Arc<Signals>) -> Self {
-        let running_max = decoder.max_sequences().max(1);
+        let (running_max, n_pages) = (decoder.max_sequences().max(1), decoder.free_pages());
         let options = EngineOptions { running_max, batch_tokens_max: BATCH_TOKENS_MAX };
         Self {
             shared_max: (running_max / 2).max(1),
@@ -163,6 +188,7 @@ impl<D: Decode> Worker<D> {
             live: BTreeMap::new(),
             owners: HashMap::new(),
             next_job: 0,
+            n_pages,
         }
     }
 
@@ -195,7 +221,7 @@ impl<D: Decode> Worker<D> {
                 Ok(events) => events.into_iter().for_each(|it| self.handle(it)),
                 Err(error) => {
                     let failure = Failure::Runtime(error.to_string());
-                    self.end_where(|_| Some(failure.clone()));
+                    self.end_where(|_, _| Some(failure.clone()));
                     return Err(error);
                 }
             }
@@ -206,24 +232,33 @@ impl<D: Decode> Worker<D> {
     fn end_hopeless(&mut self) {
         let is_aborting = self.signals.is_aborting.load(Ordering::Relaxed);
         let now = Instant::now();
-        self.end_where(|job| {
+        for live in self.live.values_mut() {
+            let of_samples = live.samples.iter().flatten().filter_map(|it| it.request);
+            let mut requests = of_samples.chain(live.prefix.map(|it| it.0));
+            // What began and ended within one step has left a token, or the prompt that answers share.
+            let has_left = live.has_token || (live.prefix.is_some() && !live.samples.is_empty());
+            live.has_begun = live.has_begun || has_left || requests.any(|it| self.engine.has_begun(it));
+        }
+        self.end_where(|job, has_begun| {
             if is_aborting {
                 Some(Failure::Stopping)
             } else if job.events.is_closed() || job.deadline <= now {
                 Some(Failure::Deadline)
+            } else if !has_begun && job.queue_deadline <= now {
+                Some(Failure::Queue)
             } else {
                 None
             }
         });
     }
 
-    fn end_where(&mut self, why: impl Fn(&Job) -> Option<Failure>) {
-        let doomed = self.live.iter().filter_map(|(id, live)| Some((*id, why(&live.job)?)));
+    fn end_where(&mut self, why: impl Fn(&Job, bool) -> Option<Failure>) {
+        let doomed = self.live.iter().filter_map(|(id, live)| Some((*id, why(&live.job, live.has_begun)?)));
         for (id, failure) in doomed.collect::<Vec<_>>() {
             self.fail(id, failure);
         }
         for job in std::mem::take(&mut self.waiting) {
-            match why(&job) {
+            match why(&job, false) {
                 Some(failure) => job.tell_last(Event::Failed(failure)),
                 None => self.waiting.push_back(job),
             }
@@ -244,7 +279,7 @@ impl<D: Decode> Worker<D> {
             let id = self.next_job;
             self.next_job += 1;
             self.metrics.add_prompt_tokens(job.prompt.len());
-            self.live.insert(id, Live { job, prefix: None, samples: Vec::new() });
+            self.live.insert(id, Live { job, prefix: None, samples: Vec::new(), has_begun: false, has_token: false });
             let started = if is_shared { self.run_prompt(id) } else { self.start_samples(id) };
             if let Err(error) = started {
                 self.fail(id, Failure::Runtime(error.to_string()));
@@ -292,12 +327,20 @@ impl<D: Decode> Worker<D> {
             let (beginning, tokens) = draw.beginning.clone();
             let prompt = [live.job.prompt.as_slice(), &tokens].concat();
             let mut request = Request::new(prompt, live.job.tokens_max, draw.sampling);
+            request.adjustments = draw.adjustments.clone();
             request.stop = self.tokenizer.ends().to_vec();
             request.top_logprobs = live.job.top_logprobs;
             request.sequence = Some(sequence);
             let text = AnswerText::new(&beginning, live.job.stop_texts.clone());
             // Known to the job before the engine may refuse it, so that failing the job closes it.
-            live.samples.push(Some(Sample { request: None, sequence, answer: tokens, n_generated: 0, text }));
+            live.samples.push(Some(Sample {
+                request: None,
+                sequence,
+                answer: tokens,
+                n_generated: 0,
+                last_token: None,
+                text,
+            }));
             let request = self.engine.submit(request)?;
             self.owners.insert(request, (id, Some(index)));
             if let Some(Some(sample)) = live.samples.last_mut() {
@@ -340,6 +383,13 @@ impl<D: Decode> Worker<D> {
         sample.answer.push(token.token);
         sample.n_generated += 1;
         self.metrics.add_generated_token();
+        let now = Instant::now();
+        match sample.last_token.replace(now) {
+            Some(last) => self.metrics.add_next_token(now.saturating_duration_since(last)),
+            None if live.has_token => {}
+            None => self.metrics.add_first_token(now.saturating_duration_since(live.job.begun)),
+        }
+        live.has_token = true;
         let (mut piece, is_stopped) = sample.text.push(&self.tokenizer, token);
         if finish.is_some() && !is_stopped {
             let rest = sample.text.finish();
@@ -347,7 +397,7 @@ impl<D: Decode> Worker<D> {
             piece.logprobs.extend(rest.logprobs);
         }
         if !piece.text.is_empty() || !piece.logprobs.is_empty() {
-            let _ = live.job.events.send(Event::Piece { index, piece });
+            let _ = live.job.events.send(Event::Piece { index: live.job.first_index + index, piece });
         }
         if finish.is_some() || is_stopped {
             let is_complete = is_stopped || finish == Some(Finish::Stop);
@@ -378,10 +428,11 @@ impl<D: Decode> Worker<D> {
         // Whoever hears of an end may rely on everything having been freed.
         if live.samples.iter().all(Option::is_none) {
             if let Some(job) = self.forget(id) {
+                let index = job.first_index + index;
                 job.tell_last(Event::End { index, ending });
             }
         } else {
-            let _ = live.job.events.send(Event::End { index, ending });
+            let _ = live.job.events.send(Event::End { index: live.job.first_index + index, ending });
         }
         Ok(())
     }
@@ -407,8 +458,9 @@ impl<D: Decode> Worker<D> {
         Some(live.job)
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         self.metrics.set_engine(self.waiting.len() + self.engine.n_waiting(), self.engine.n_running());
+        self.metrics.set_pages(self.n_pages.saturating_sub(self.engine.decoder().free_pages()), self.n_pages);
     }
 }
 

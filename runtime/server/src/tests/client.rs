@@ -56,7 +56,11 @@ impl Client {
 
     /// The chunks of a stream, without `[DONE]`, which must be the last.
     pub(super) fn stream(&self, body: &Value) -> Vec<Value> {
-        let mut response = self.agent.post(self.url("/v1/chat/completions")).send(body.to_string()).unwrap();
+        self.stream_from("/v1/chat/completions", body)
+    }
+
+    pub(super) fn stream_from(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut response = self.agent.post(self.url(path)).send(body.to_string()).unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         let text = response.body_mut().read_to_string().unwrap();
         let mut data: Vec<&str> = text.lines().filter_map(|it| it.strip_prefix("data: ")).collect();

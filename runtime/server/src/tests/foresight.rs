@@ -147,13 +147,54 @@ fn outcomes_are_told_once_or_again_and_outlive_a_restart() {
     assert_eq!(tell(&client, &format!("p_{:032x}", 7), json!(0)), (404, None));
     assert_eq!(tell(&client, "nonsense", json!(0)), (404, None));
     assert_eq!(tell(&client, ids[0], json!(2)), (400, None));
+    let episode = |ids: Value| client.post("/v1/outcomes", &json!({"prediction_ids": ids, "outcome": 0}));
+    assert_eq!(episode(json!([ids[2], ids[0]])).0, 409, "all or none");
+    let (status, answer) = episode(json!([ids[2], ids[3]]));
+    assert_eq!((status, &answer["n_new"]), (200, &json!(2)), "{answer}");
+    assert_eq!((episode(json!([])).0, episode(json!([5])).0, episode(json!(["p_0"])).0), (400, 400, 404));
     client.stop();
     let client = start();
     assert_eq!(tell(&client, ids[0], json!(false)), (409, None));
     assert_eq!(tell(&client, ids[1], json!(false)), (200, Some(true)));
     let summary = client.get_json("/v1/outcomes/summary");
-    assert_eq!((&summary["n_outcomes"], &summary["n_predictions"]), (&json!(2), &json!(ids.len())));
-    assert_eq!((&summary["estimate"]["n"], &summary["stated"]["base_rate"]), (&json!(2), &json!(0.5)));
-    assert!(client.get("/metrics").1.contains("fsq_outcomes 2\n"));
+    assert_eq!((&summary["n_outcomes"], &summary["n_predictions"]), (&json!(4), &json!(ids.len())));
+    assert_eq!((&summary["estimate"]["n"], &summary["stated"]["base_rate"]), (&json!(4), &json!(0.25)));
+    assert!(client.get("/metrics").1.contains("fsq_outcomes 4\n"));
+    client.stop();
+}
+
+#[test]
+fn estimates_that_no_longer_hold_are_not_chosen_by() {
+    let client = client();
+    let ask = |task: usize| {
+        let messages = json!([{"role": "system", "content": task.to_string()}, {"role": "user", "content": "state"}]);
+        client.ask(PATH, &json!({"messages": messages, "plans": 4, "seed": task}))
+    };
+    let first = ask(0);
+    assert_eq!((&first["chosen"].is_u64(), &first["drift"]), (&true, &json!({"n_episodes": 0, "alarmed": false})));
+    // 25 % is stated for one plan and 75 % for the other, and nothing succeeds.
+    let mut n_tasks = 0;
+    loop {
+        let answer = ask(n_tasks);
+        if answer["drift"]["alarmed"] == true {
+            break;
+        }
+        let ids: Vec<&Value> =
+            plans(&answer).iter().map(|it| &it["prediction_id"]).filter(|it| !it.is_null()).collect();
+        if !ids.is_empty() {
+            client.ask("/v1/outcomes", &json!({"prediction_ids": ids, "outcome": 0}));
+        }
+        n_tasks += 1;
+        assert!(n_tasks < 200, "{}", answer["drift"]);
+    }
+    let answer = ask(3);
+    assert!(
+        answer["drift"]["alarmed"] == true && answer["drift"]["evidence"].as_f64().unwrap() >= 50_000.0,
+        "{answer}"
+    );
+    assert!(answer["chosen"].is_null() && answer["reason"].as_str().unwrap().contains("no longer hold"), "{answer}");
+    assert!(client.get("/metrics").1.contains("fsq_drift_alarmed{environment=\"all\"} 1\n"));
+    assert_eq!(client.get_json("/ready")["drift"]["all"]["alarmed"], true);
+    assert_eq!(client.get_json("/v1/outcomes/summary")["drift"]["all"]["alarmed"], true);
     client.stop();
 }

@@ -48,13 +48,34 @@ fn wrong_fields_are_named() {
         (json!({"messages": user, "stream_options": {}}), "conflicting_fields", "stream_options"),
         (json!({"messages": user, "top_logprobs": 3}), "conflicting_fields", "top_logprobs"),
         (json!({"messages": user, "tools": [{}]}), "unsupported_value", "tools"),
-        (json!({"messages": user, "presence_penalty": 0.5}), "unsupported_value", "presence_penalty"),
+        (json!({"messages": user, "presence_penalty": 2.5}), "invalid_value", "presence_penalty"),
+        (json!({"messages": user, "logit_bias": {"-1": 5}}), "invalid_value", "logit_bias"),
+        (json!({"messages": user, "logit_bias": {"5": 101}}), "invalid_value", "logit_bias"),
+        (json!({"messages": user, "logit_bias": {"1000000": 1}}), "invalid_value", "logit_bias"),
     ];
     for (body, code, param) in cases {
         check(&client, CHAT, &body, 400, code, Some(param));
     }
     let harmless =
         json!({"messages": user, "user": "me", "tools": [], "presence_penalty": 0, "seed": -1, "stop": null});
+    let cases = [
+        (json!({}), "invalid_value", "prompt"),
+        (json!({"prompt": ""}), "invalid_value", "prompt"),
+        (json!({"prompt": []}), "invalid_value", "prompt"),
+        (json!({"prompt": [1, "a"]}), "invalid_value", "prompt"),
+        (json!({"prompt": [1, -1]}), "invalid_value", "prompt"),
+        (json!({"prompt": ["a", [4_000_000_000_u64]]}), "invalid_value", "prompt[1]"),
+        (json!({"prompt": vec!["a"; 17]}), "invalid_value", "prompt"),
+        (json!({"prompt": "a", "best_of": 2}), "unsupported_value", "best_of"),
+        (json!({"prompt": "a", "suffix": "b"}), "unsupported_value", "suffix"),
+        (json!({"prompt": "a", "logprobs": 6}), "invalid_value", "logprobs"),
+        (json!({"prompt": "a", "logprobs": 1, "echo": true}), "unsupported_value", "echo"),
+    ];
+    for (body, code, param) in cases {
+        check(&client, "/v1/completions", &body, 400, code, Some(param));
+    }
+    check(&client, "/tokenize", &json!({}), 400, "missing_field", Some("prompt"));
+    check(&client, "/detokenize", &json!({"tokens": [1e9]}), 400, "invalid_value", Some("tokens"));
     client.ask(CHAT, &harmless);
     client.stop();
 }
@@ -92,9 +113,11 @@ fn broken_and_giant_bodies_are_refused_while_others_are_served() {
     let options = Options { limits, ..Options::loopback(0) };
     let client = serve(ScriptedDecoder::new(Numbers::OneToken, script()), options);
     let deep = format!("{{\"messages\": {}", "[".repeat(5_000));
-    for body in ["", "{", "[]", "5", "{\"messages\": \u{fffd}}", "{\"a\": 1}{", &deep] {
+    let broken = ["", "{", "[]", "5", "{\"messages\": \u{fffd}}", "{\"a\": 1}{", "{\"a\": \"\\\"}"];
+    let broken = broken.map(|it| (it, "invalid_json"));
+    for (body, code) in broken.into_iter().chain([(&*deep, "json_too_deep")]) {
         let (status, answer) = client.post_text(CHAT, body);
-        assert_eq!((status, &answer["error"]["code"]), (400, &json!("invalid_json")), "{answer}");
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!(code)), "{answer}");
     }
     let (status, answer) = client.post_text(CHAT, &" ".repeat(3_000_000));
     assert_eq!((status, &answer["error"]["code"]), (413, &json!("body_too_large")));

@@ -72,6 +72,20 @@ fn too_many_requests_are_turned_away_and_slow_ones_end() {
 }
 
 #[test]
+fn what_finds_no_place_in_time_is_told_to_come_back() {
+    let limits = Limits { queue_time_max: Duration::from_millis(200), ..Limits::default() };
+    let client = slow(2, limits);
+    let running: Vec<_> = (0..8).map(|_| client.begin(CHAT, &long_chat(false))).collect();
+    eventually("the batch is full", || client.watch.n_open.load(Ordering::SeqCst) == 8);
+    let (status, answer) = client.post(CHAT, &json!({"messages": [{"role": "user", "content": "hello"}]}));
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("queue_time")), "{answer}");
+    drop(running);
+    eventually("those that left made room", || client.watch.n_open.load(Ordering::SeqCst) == 0);
+    client.ask(CHAT, &json!({"messages": [{"role": "user", "content": "hello"}]}));
+    client.stop();
+}
+
+#[test]
 fn a_stop_lets_running_requests_end_and_cuts_them_off_after_the_drain_time() {
     for (drain_time_max, status) in [(Duration::from_secs(20), "200"), (Duration::from_millis(50), "503")] {
         let client = slow(2, Limits { drain_time_max, ..Limits::default() });
@@ -102,7 +116,7 @@ fn a_shutdown_future_stops_the_server() {
 fn reports_say_what_is_served() {
     let client = client();
     assert_eq!(client.get_json("/live"), json!({"status": "live"}));
-    assert_eq!(client.get_json("/ready"), json!({"status": "ready"}));
+    assert_eq!(client.get_json("/ready"), json!({"status": "ready", "drift": {}}));
     let models = client.get_json("/v1/models");
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("scripted")));
     assert_eq!(models["data"][0]["fsq"]["recalibration"], json!({"family": "identity", "n": 0}));
@@ -112,10 +126,32 @@ fn reports_say_what_is_served() {
         "fsq_prompt_tokens_total 8",
         "fsq_generated_tokens_total 27",
         "fsq_ready 1",
+        "fsq_first_token_seconds_count 1",
+        "vllm:inter_token_latency_seconds_count{model_name=\"scripted\"} 26",
+        "vllm:num_requests_waiting{model_name=\"scripted\"} 0",
         "fsq_policy_info{model=\"scripted\",digest=\"0123\",gate=\"none\"} 1",
         "fsq_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1",
     ] {
         assert!(page.lines().any(|it| it == line), "{line} is not in\n{page}");
     }
+    client.stop();
+}
+
+#[test]
+fn the_page_loads_nothing_from_elsewhere() {
+    let decoder = || ScriptedDecoder::new(Numbers::OneToken, script());
+    let client = serve(decoder(), Options { has_page: true, ..Options::loopback(0) });
+    let (status, page) = client.get("/");
+    assert!(status == 200 && page.contains("<script src=\"page.js\">"), "{page}");
+    let script = client.get("/page.js").1;
+    for text in [&page, &script] {
+        assert!(!text.contains("://") && !text.contains("innerHTML"), "{text}");
+    }
+    let request = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let (_, head) = client.send_raw(request);
+    assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self'"), "{head}");
+    client.stop();
+    let client = serve(decoder(), Options::loopback(0));
+    assert_eq!(client.get("/").0, 404);
     client.stop();
 }

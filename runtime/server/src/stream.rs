@@ -1,4 +1,4 @@
-//! A chat answer as server-sent events, chunk by chunk; what is dropped unread is no longer computed.
+//! An answer as server-sent events, chunk by chunk; what is dropped unread is no longer computed.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use futures::stream::{iter, unfold};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{Heading, engine_gone, logprobs_value, record, refusal, usage};
+use crate::answer::{Heading, Shape, engine_gone, record, refusal, usage};
 use crate::plan::Plan;
 use crate::refusal::Refusal;
 use crate::sample::Piece;
@@ -23,23 +23,25 @@ struct Streaming {
     events: UnboundedReceiver<Event>,
     /// The text of each answer so far; `None` once it has ended.
     texts: Vec<Option<String>>,
+    /// Where the next token of each answer begins in its text, in characters.
+    offsets: Vec<usize>,
     n_generated: usize,
     includes_usage: bool,
     is_over: bool,
 }
 
 /// Begins to answer; the rest comes as the engine gets to it.
-pub(super) fn respond(
+pub(crate) fn respond(
     shared: Arc<Shared>,
     heading: Heading,
     events: UnboundedReceiver<Event>,
-    n_answers: usize,
     includes_usage: bool,
 ) -> Response {
-    let texts = vec![Some(String::new()); n_answers];
-    let streaming = Streaming { shared, heading, events, texts, n_generated: 0, includes_usage, is_over: false };
-    let first = |index| streaming.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null);
-    let openings: Vec<String> = (0..n_answers).map(|it| first(it).to_string()).collect();
+    let texts = vec![Some(String::new()); heading.tasks.len()];
+    let offsets = heading.echoes.iter().map(|it| it.chars().count()).collect();
+    let streaming =
+        Streaming { shared, heading, events, texts, offsets, n_generated: 0, includes_usage, is_over: false };
+    let openings = streaming.openings();
     let rest = unfold(streaming, |mut it| async move {
         let chunks = it.next_chunks().await?;
         Some((iter(chunks), it))
@@ -51,6 +53,17 @@ pub(super) fn respond(
 }
 
 impl Streaming {
+    /// The data of the events before the first token: who speaks in a chat, the prompts that are repeated.
+    fn openings(&self) -> Vec<String> {
+        let echoes = self.heading.echoes.iter().enumerate();
+        let opening = |(index, echo): (usize, &String)| match self.heading.shape {
+            Shape::Chat => Some(self.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null)),
+            Shape::Text if echo.is_empty() => None,
+            Shape::Text => Some(self.chunk(index, json!(echo), Value::Null)),
+        };
+        echoes.filter_map(opening).map(|it| it.to_string()).collect()
+    }
+
     /// The data of the next events; `None` after the last one.
     async fn next_chunks(&mut self) -> Option<Vec<String>> {
         if self.is_over {
@@ -69,7 +82,7 @@ impl Streaming {
         if self.texts.iter().all(Option::is_none) && !self.is_over {
             self.is_over = true;
             if self.includes_usage {
-                let mut chunk = self.heading();
+                let mut chunk = self.heading.value(true);
                 chunk["choices"] = json!([]);
                 chunk["usage"] = usage(self.heading.n_prompt, self.n_generated);
                 chunks.push(chunk);
@@ -86,9 +99,15 @@ impl Streaming {
         if let Some(text) = &mut self.texts[index] {
             text.push_str(&piece.text);
         }
-        let logprobs = self.heading.has_logprobs.then(|| logprobs_value(&self.shared.tokenizer, &piece.logprobs));
-        let mut chunk = self.chunk(index, json!({"content": piece.text}), Value::Null);
-        chunk["choices"][0]["logprobs"] = json!(logprobs);
+        let said = match self.heading.shape {
+            Shape::Chat => json!({"content": piece.text}),
+            Shape::Text => json!(piece.text),
+        };
+        let mut chunk = self.chunk(index, said, Value::Null);
+        if self.heading.has_logprobs {
+            let offset = &mut self.offsets[index];
+            chunk["choices"][0]["logprobs"] = self.heading.logprobs(&self.shared.tokenizer, &piece.logprobs, offset);
+        }
         chunk
     }
 
@@ -96,10 +115,14 @@ impl Streaming {
     async fn end(&mut self, index: usize, ending: Ending) -> Result<Vec<Value>, Refusal> {
         self.n_generated += ending.n_tokens;
         let text = self.texts[index].take().unwrap_or_default();
-        let plan = Plan::new(text, ending, self.shared.recalibration.of(None));
-        let plans = record(&self.shared, self.heading.task, vec![plan]).await?;
+        let plan = Plan::new(text, ending, &self.shared.drift.map(None));
+        let plans = record(&self.shared, &self.heading.tasks[index..=index], None, vec![plan]).await?;
+        let nothing = match self.heading.shape {
+            Shape::Chat => json!({}),
+            Shape::Text => json!(""),
+        };
         let chunk = |plan: &Plan| {
-            let mut chunk = self.chunk(index, json!({}), json!(plan.finish_reason()));
+            let mut chunk = self.chunk(index, nothing.clone(), json!(plan.finish_reason()));
             if let Some(extension) = plan.extension() {
                 chunk["choices"][0]["fsq"] = extension;
             }
@@ -108,18 +131,18 @@ impl Streaming {
         Ok(plans.iter().map(chunk).collect())
     }
 
-    fn chunk(&self, index: usize, delta: Value, finish_reason: Value) -> Value {
-        let mut chunk = self.heading();
-        let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish_reason});
+    /// `said` is the delta of a chat, or a text.
+    fn chunk(&self, index: usize, said: Value, finish_reason: Value) -> Value {
+        let name = if self.heading.shape == Shape::Chat { "delta" } else { "text" };
+        let mut choice = json!({"index": index});
+        choice[name] = said;
+        choice["logprobs"] = Value::Null;
+        choice["finish_reason"] = finish_reason;
+        let mut chunk = self.heading.value(true);
         chunk["choices"] = json!([choice]);
         if self.includes_usage {
             chunk["usage"] = Value::Null;
         }
         chunk
-    }
-
-    fn heading(&self) -> Value {
-        let Heading { id, created_s, model, .. } = &self.heading;
-        json!({"id": id, "object": "chat.completion.chunk", "created": created_s, "model": model})
     }
 }
