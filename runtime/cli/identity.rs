@@ -55,8 +55,8 @@ pub(crate) fn check(gguf: &Gguf) -> anyhow::Result<()> {
     Err(Refusal::new(message).hint("weights or recalibration map changed after the gates: judge the file again").into())
 }
 
-/// Refuses another adapter than the one beside which a file was judged, or none. Files that were judged alone, or never,
-/// name none: they take any.
+/// Refuses another adapter than the one beside which a file was judged, or none. Files that were judged alone, or
+/// never, name none: they take any.
 pub(crate) fn check_adapter(gguf: &Gguf, adapter: Option<&Adapter>) -> anyhow::Result<()> {
     let Some(named) = gguf.metadata().str(ADAPTER) else { return Ok(()) };
     let found = adapter.map(|it| hex(&adapter_sha256(it)));

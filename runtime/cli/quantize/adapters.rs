@@ -1,5 +1,5 @@
-//! Adapters as GGUF files of their own, to run beside a file of their base: all that `fsq quantize --adapter-only` does,
-//! and half of what it does with `--deploy native`.
+//! Adapters as GGUF files of their own, to run beside a file of their base: all that `fsq quantize --adapter-only`
+//! does, and half of what it does with `--deploy native`.
 
 use std::path::{Path, PathBuf};
 
