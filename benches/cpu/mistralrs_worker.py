@@ -20,6 +20,9 @@ def main():
     parser.add_argument("--generate", type=int, required=True)
     arguments = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
+    # The program logs to standard output: that becomes the error's, and answers go where the old one led.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     import mistralrs
 
     folder, name = os.path.split(os.path.abspath(arguments.file))
@@ -44,11 +47,9 @@ def main():
         }
 
     measure()  # The first fills caches and is not told.
-    print(json.dumps({"version": f"mistralrs {mistralrs.__version__ if hasattr(mistralrs, '__version__') else ''}"}))
-    sys.stdout.flush()
+    print(json.dumps({"version": f"mistralrs {mistralrs.__version__ if hasattr(mistralrs, '__version__') else ''}"}), file=answers, flush=True)
     for _ in sys.stdin:
-        print(json.dumps(measure()))
-        sys.stdout.flush()
+        print(json.dumps(measure()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

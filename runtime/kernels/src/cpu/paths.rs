@@ -106,7 +106,8 @@ fn preferred(candidates: &[Choice], times: &[Duration]) -> Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::WeightView;
+    use crate::cpu::Cpu;
+    use crate::{Backend, WeightView};
 
     fn load(trials: &Trials, rows: usize) -> CpuMatrix {
         let pool = Pool::new(2);
@@ -143,6 +144,21 @@ mod tests {
             let matrix = load(&trials, 1024);
             assert_eq!(matrix.paths, earlier);
             assert_eq!((matrix.paths.of(1), matrix.paths.of(2)), (available[0], widest));
+        }
+    }
+
+    #[test]
+    fn a_backend_runs_trials_and_names_what_they_found() {
+        let cpu = Cpu::new(2);
+        let bytes = vec![1; 1024 * Format::Q8_0.row_bytes(1024).unwrap()];
+        cpu.load(WeightView { name: "w", format: Format::Q8_0, rows: 1024, cols: 1024, bytes: &bytes }).unwrap();
+        let candidates = Choice::candidates();
+        assert_eq!(cpu.trials.used().is_empty(), candidates.len() < 2);
+        if let [first, .., widest] = candidates[..] {
+            let other = Paths { alone: widest, together: first };
+            cpu.trials.found.lock().unwrap().insert((Format::Q4_K, 1024, 1024), other);
+            assert_eq!(cpu.choice, widest);
+            assert!(cpu.path().starts_with(&format!("{}+{}", widest.name(), first.name())), "{}", cpu.path());
         }
     }
 

@@ -99,104 +99,111 @@ impl SuperBlock for IQ4_XS {
     }
 }
 
-/// A matrix in tiles of 16 rows.
-#[derive(Debug)]
-pub(crate) struct SuperTiles<B> {
-    n_supers: usize,
-    /// `[tile][super][unit][line]` of lines
-    lines: Zeroed,
-    /// `[tile][super]` of f16 bits of each row: the units of scales and minima.
-    units: Zeroed,
-    /// `[tile][super][group]` of scales of each row
-    scales: Zeroed,
-    /// `[tile][super][pair of groups]` of two minima of each row, empty without them
-    minima: Zeroed,
-    format: PhantomData<fn() -> B>,
-}
-
 /// The units of a super-block's scales and minima, of each row.
 type Units = [[u16; LANES]; 2];
 /// Minima of two groups, of each row.
 type MinimumPairs = [u8; 2 * LANES];
 
-/// What one thread packs: some tiles.
-struct Packing<'a> {
-    lines: &'a mut [Line],
-    units: &'a mut [Units],
-    scales: &'a mut [[i8; LANES]],
-    minima: &'a mut [MinimumPairs],
+/// A matrix in tiles of 16 rows.
+#[derive(Debug)]
+pub(crate) struct SuperTiles<B> {
+    n_supers: usize,
+    /// `[tile][super]` of records: a row of activations alone waits for memory, which gives most where all that it
+    /// reads of a tile is one stream.
+    records: Zeroed,
+    format: PhantomData<fn() -> B>,
+}
+
+/// What a tile holds of one super-block, in the order in which it is read.
+#[derive(Clone, Copy)]
+struct Record<'a> {
+    /// f16 bits: the units of scales and minima.
+    units: &'a Units,
+    /// `[pair of groups]`, none without minima
+    minima: &'a [MinimumPairs],
+    /// `[group]`
+    scales: &'a [[i8; LANES]],
+    /// `[unit][line]`
+    lines: &'a [Line],
 }
 
 impl<B: SuperBlock> SuperTiles<B> {
     const N_GROUPS: usize = SUPER / B::GROUP;
     const N_PAIRS: usize = if B::HAS_MINIMA { Self::N_GROUPS / 2 } else { 0 };
-    const N_LINES: usize = UNITS * B::Codes::LINES;
+    /// Where each part of a record begins, in lines, and where the last one ends. The units are one line.
+    const MINIMA: usize = size_of::<Units>() / size_of::<Line>();
+    const SCALES: usize = Self::MINIMA + Self::N_PAIRS * size_of::<MinimumPairs>() / size_of::<Line>();
+    const LINES: usize = Self::SCALES + Self::N_GROUPS * LANES / size_of::<Line>();
+    const RECORD: usize = Self::LINES + UNITS * B::Codes::LINES;
 
     /// From `blocks`, `[rows, columns / 256]`.
     pub(crate) fn new(pool: &Pool, blocks: &[B], rows: usize) -> Result<Self, KernelError> {
         let n_supers = blocks.len().checked_div(rows).unwrap_or(0);
         let n = n_tiles(rows) * n_supers;
-        let mut tiles = Self {
-            n_supers,
-            lines: Zeroed::new(n * Self::N_LINES * size_of::<Line>())?,
-            units: Zeroed::new(n * size_of::<Units>())?,
-            scales: Zeroed::new(n * Self::N_GROUPS * LANES)?,
-            minima: Zeroed::new(n * Self::N_PAIRS * size_of::<MinimumPairs>())?,
-            format: PhantomData,
-        };
+        let records = Zeroed::new(n * Self::RECORD * size_of::<Line>())?;
+        let mut tiles = Self { n_supers, records, format: PhantomData };
         if n == 0 {
             return Ok(tiles);
         }
-        let lines = tiles.lines.parts_mut::<Line>().chunks_mut(n_supers * Self::N_LINES);
-        let units = tiles.units.parts_mut::<Units>().chunks_mut(n_supers);
-        let scales = tiles.scales.parts_mut().chunks_mut(n_supers * Self::N_GROUPS);
-        let minima = tiles.minima.parts_mut().chunks_mut((n_supers * Self::N_PAIRS).max(1));
-        let minima = minima.chain(std::iter::repeat_with(Default::default));
-        let parts = lines.zip(units).zip(scales).zip(minima);
-        let packings = parts.map(|(((lines, units), scales), minima)| Packing { lines, units, scales, minima });
-        let rows_of_tiles = blocks.chunks(n_supers * LANES);
-        pool.run_each(packings.zip(rows_of_tiles), |(mut packing, blocks)| {
-            for (row, blocks) in blocks.chunks_exact(n_supers).enumerate() {
-                blocks.iter().enumerate().for_each(|(at, from)| Self::put(&mut packing, row, at, from));
+        let of_tiles = tiles.records.parts_mut::<Line>().chunks_mut(n_supers * Self::RECORD);
+        pool.run_each(of_tiles.zip(blocks.chunks(n_supers * LANES)), |(records, blocks)| {
+            for (lane, blocks) in blocks.chunks_exact(n_supers).enumerate() {
+                let records = records.chunks_exact_mut(Self::RECORD);
+                records.zip(blocks).for_each(|(record, from)| Self::put(record, lane, from));
             }
         });
         Ok(tiles)
     }
 
-    fn put(packing: &mut Packing<'_>, lane: usize, at: usize, from: &B) {
+    fn put(record: &mut [Line], lane: usize, from: &B) {
+        let (record, lines) = record.split_at_mut(Self::LINES);
+        let (record, scales) = record.split_at_mut(Self::SCALES);
+        let (units, minima) = record.split_at_mut(Self::MINIMA);
+        let units: &mut Units = bytemuck::cast_mut(&mut units[0]);
+        let scales: &mut [[i8; LANES]] = bytemuck::cast_slice_mut(scales);
+        let minima: &mut [MinimumPairs] = bytemuck::cast_slice_mut(minima);
         let (d, d_min) = from.units();
-        packing.units[at][0][lane] = d.to_bits();
-        packing.units[at][1][lane] = d_min.to_bits();
+        units[0][lane] = d.to_bits();
+        units[1][lane] = d_min.to_bits();
         for group in 0..Self::N_GROUPS {
             let (scale, minimum) = from.scale_and_minimum(group);
-            packing.scales[at * Self::N_GROUPS + group][lane] = scale;
+            scales[group][lane] = scale;
             if B::HAS_MINIMA {
-                packing.minima[at * Self::N_PAIRS + group / 2][lane * 2 + group % 2] = minimum;
+                minima[group / 2][lane * 2 + group % 2] = minimum;
             }
         }
-        let units = packing.lines[at * Self::N_LINES..(at + 1) * Self::N_LINES].chunks_exact_mut(B::Codes::LINES);
-        for (unit, codes) in units.zip(from.codes().as_chunks::<UNIT>().0) {
+        for (unit, codes) in lines.chunks_exact_mut(B::Codes::LINES).zip(from.codes().as_chunks::<UNIT>().0) {
             B::Codes::put(unit, lane, codes);
+        }
+    }
+
+    /// A super-block of a tile.
+    #[inline(always)]
+    fn record(&self, tile: usize, index: usize) -> Record<'_> {
+        let at = (tile * self.n_supers + index) * Self::RECORD;
+        let record = &self.records.parts::<Line>()[at..at + Self::RECORD];
+        Record {
+            units: bytemuck::cast_ref(&record[0]),
+            minima: bytemuck::cast_slice(&record[Self::MINIMA..Self::SCALES]),
+            scales: bytemuck::cast_slice(&record[Self::SCALES..Self::LINES]),
+            lines: &record[Self::LINES..],
         }
     }
 
     /// One row as floats, `[columns]`; the same numbers as the format's own decoding.
     pub(crate) fn decode_row(&self, row: usize, into: &mut [f32]) {
         let lane = row % LANES;
-        let first = row / LANES * self.n_supers;
-        let (lines, units) = (self.lines.parts::<Line>(), self.units.parts::<Units>());
-        let (scales, minima) = (self.scales.parts::<[i8; LANES]>(), self.minima.parts::<MinimumPairs>());
-        for (column, weight) in into.iter_mut().enumerate() {
-            let at = first + column / SUPER;
-            let inner = column % SUPER;
-            let group = inner / B::GROUP;
-            let [d, d_min] = units[at].map(|it| half::f16::from_bits(it[lane]).to_f32());
-            let unit = &lines[at * Self::N_LINES + inner / UNIT * B::Codes::LINES..][..B::Codes::LINES];
-            let level = B::Codes::level(unit, lane, inner % UNIT);
-            *weight = d * f32::from(scales[at * Self::N_GROUPS + group][lane]) * level as f32;
-            if B::HAS_MINIMA {
-                let minimum = minima[at * Self::N_PAIRS + group / 2][lane * 2 + group % 2];
-                *weight -= d_min * f32::from(minimum);
+        for (index, weights) in into.chunks_exact_mut(SUPER).enumerate() {
+            let record = self.record(row / LANES, index);
+            let [d, d_min] = record.units.map(|it| half::f16::from_bits(it[lane]).to_f32());
+            for (column, weight) in weights.iter_mut().enumerate() {
+                let group = column / B::GROUP;
+                let unit = &record.lines[column / UNIT * B::Codes::LINES..][..B::Codes::LINES];
+                let level = B::Codes::level(unit, lane, column % UNIT);
+                *weight = d * f32::from(record.scales[group][lane]) * level as f32;
+                if B::HAS_MINIMA {
+                    *weight -= d_min * f32::from(record.minima[group / 2][lane * 2 + group % 2]);
+                }
             }
         }
     }
@@ -216,20 +223,17 @@ impl<B: SuperBlock> SuperTiles<B> {
             all_quads[row] = rows[row].quads(n * UNITS);
             all_blocks[row] = rows[row].blocks(n);
         }
-        let (all_lines, all_scales) = (self.lines.parts::<Line>(), self.scales.parts::<[i8; LANES]>());
         for index in 0..n {
+            let mut records = [self.record(tile, index); N];
+            for it in 1..N {
+                records[it] = self.record(tile + it, index);
+            }
             let mut blocks = [&all_blocks[0][index]; M];
             for row in 1..M {
                 blocks[row] = &all_blocks[row][index];
             }
             if B::HAS_MINIMA {
-                self.subtract_minima(isa, (tile, index), blocks, &mut sums);
-            }
-            let (mut lines, mut scales) = ([all_lines; N], [all_scales; N]);
-            for it in 0..N {
-                let at = (tile + it) * n + index;
-                lines[it] = &all_lines[at * Self::N_LINES..(at + 1) * Self::N_LINES];
-                scales[it] = &all_scales[at * Self::N_GROUPS..(at + 1) * Self::N_GROUPS];
+                Self::subtract_minima(isa, records, blocks, &mut sums);
             }
             let mut scaled = [[isa.splat(0.0); N]; M];
             for unit in 0..UNITS {
@@ -237,15 +241,10 @@ impl<B: SuperBlock> SuperTiles<B> {
                 for row in 1..M {
                     quads[row] = &all_quads[row][index * UNITS + unit];
                 }
-                let mut units = [&lines[0][..0]; N];
-                for it in 0..N {
-                    units[it] = &lines[it][unit * B::Codes::LINES..][..B::Codes::LINES];
-                }
-                Self::add_unit(isa, units, quads, blocks, (scales, unit), &mut scaled);
+                Self::add_unit(isa, (records, unit), quads, blocks, &mut scaled);
             }
-            let units = self.units.parts::<Units>();
             for it in 0..N {
-                let d = isa.load_f16(&units[(tile + it) * n + index][0]);
+                let d = isa.load_f16(&records[it].units[0]);
                 for row in 0..M {
                     let both = isa.mul(d, isa.splat(blocks[row].scale));
                     sums[row][it] = isa.fma(scaled[row][it], both, sums[row][it]);
@@ -258,19 +257,15 @@ impl<B: SuperBlock> SuperTiles<B> {
     /// Subtracts the minima of a super-block, times the sums of the activations that they stand before.
     #[inline(always)]
     fn subtract_minima<S: Isa, const M: usize, const N: usize>(
-        &self,
         isa: S,
-        (tile, index): (usize, usize),
+        records: [Record<'_>; N],
         blocks: [&Rounded256; M],
         sums: &mut [[S::F; N]; M],
     ) {
-        let (units, minima) = (self.units.parts::<Units>(), self.minima.parts::<MinimumPairs>());
         for it in 0..N {
-            let at = (tile + it) * self.n_supers + index;
-            let minima = &minima[at * Self::N_PAIRS..(at + 1) * Self::N_PAIRS];
             let mut lowered = [isa.splat_int(0); M];
             for pair in 0..Self::N_PAIRS {
-                let minima = isa.load_pairs(&minima[pair]);
+                let minima = isa.load_pairs(&records[it].minima[pair]);
                 for row in 0..M {
                     let of_32: [i32; UNITS / 2] = bytemuck::cast(blocks[row].sums_32);
                     let of_16: [i32; UNITS] = bytemuck::cast(blocks[row].sums_16);
@@ -278,7 +273,7 @@ impl<B: SuperBlock> SuperTiles<B> {
                     lowered[row] = isa.dot_pairs(lowered[row], minima, values);
                 }
             }
-            let negative = isa.sub(isa.splat(0.0), isa.load_f16(&units[at][1]));
+            let negative = isa.sub(isa.splat(0.0), isa.load_f16(&records[it].units[1]));
             for row in 0..M {
                 let both = isa.mul(negative, isa.splat(blocks[row].scale));
                 sums[row][it] = isa.fma(isa.to_float(lowered[row]), both, sums[row][it]);
@@ -290,12 +285,15 @@ impl<B: SuperBlock> SuperTiles<B> {
     #[inline(always)]
     fn add_unit<S: Isa, const M: usize, const N: usize>(
         isa: S,
-        units: [&[Line]; N],
+        (records, unit): ([Record<'_>; N], usize),
         quads: [&[i32; GROUPS]; M],
         blocks: [&Rounded256; M],
-        (scales, unit): ([&[[i8; LANES]]; N], usize),
         scaled: &mut [[S::F; N]; M],
     ) {
+        let mut units = [&records[0].lines[..0]; N];
+        for it in 0..N {
+            units[it] = &records[it].lines[unit * B::Codes::LINES..][..B::Codes::LINES];
+        }
         let zero = -if B::Codes::WIDE { S::WIDE_ZERO } else { B::Codes::ZERO };
         macro_rules! start {
             ($ints:ident, $sums:ident[$index:expr]) => {
@@ -321,7 +319,7 @@ impl<B: SuperBlock> SuperTiles<B> {
         macro_rules! scale {
             ($ints:ident, $index:expr) => {
                 for it in 0..N {
-                    let scale = isa.load_i8(&scales[it][$index]);
+                    let scale = isa.load_i8(&records[it].scales[$index]);
                     for row in 0..M {
                         scaled[row][it] = isa.fma(isa.to_float($ints[row][it]), scale, scaled[row][it]);
                     }
