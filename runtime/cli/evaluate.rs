@@ -1,5 +1,7 @@
 //! `fsq eval`: a file's episodes in an environment, and the numbers that they give.
 
+mod outcomes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,7 +13,7 @@ use fsq_calibrate::intervals::{Interval, wilson};
 use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
 use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
 use fsq_checkpoint::Adapter;
-use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_environments::{Countdown, DocHop, Environment, Harder, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
 use fsq_model::{AdapterId, ColumnSums, DecoderOptions, LoadedPolicy, Observing};
@@ -49,6 +51,9 @@ pub(crate) struct EvalArguments {
     /// The tasks' split
     #[arg(long, value_enum, default_value_t = Tasks::Test)]
     split: Tasks,
+    /// How hard the tasks are
+    #[arg(long, value_enum, default_value_t = Difficulty::Trained)]
+    difficulty: Difficulty,
     /// Seed of the tasks
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -61,9 +66,21 @@ pub(crate) struct EvalArguments {
     /// Print so many episodes
     #[arg(long, default_value_t = 0)]
     show: usize,
+    /// Write what was stated at each step and how its episode ended to this file, as `fsq calibrate` reads it
+    #[arg(long, value_name = "FILE", conflicts_with = "plain")]
+    outcomes: Option<PathBuf>,
     /// How keys and values are stored
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     kv: Kv,
+}
+
+/// How hard tasks are by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Difficulty {
+    /// As in training
+    Trained,
+    /// Harder than any in training: larger numbers, longer chains
+    Harder,
 }
 
 /// The environments by name.
@@ -145,8 +162,16 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
     };
     let progress = Progress::new();
     progress.stage(format!("episodes in {}", plan.world.name()), plan.episodes as u64);
-    let (played, episodes) = play_file(&arguments.file, &plan, globals.threads(), &mut |it| progress.set(it as u64))?;
+    let mut policy = load(&arguments.file, globals.threads(), plan.kv)?;
+    let mut watch = |it| progress.set(it as u64);
+    let (played, episodes) = match arguments.difficulty {
+        Difficulty::Trained => play_policy(&mut policy, None, &plan, 0, &mut watch)?,
+        Difficulty::Harder => play_harder(&mut policy, &plan, &mut watch)?,
+    };
     progress.finish();
+    if let Some(path) = &arguments.outcomes {
+        outcomes::write(path, &played, &episodes)?;
+    }
     for episode in episodes.iter().take(arguments.show) {
         show(episode);
     }
@@ -275,6 +300,17 @@ fn play_policy(
     match plan.world {
         World::Countdown => play_in(&Countdown, policy, adapter, plan, n_played, progress),
         World::Dochop => play_in(&DocHop, policy, adapter, plan, n_played, progress),
+    }
+}
+
+fn play_harder(
+    policy: &mut LoadedPolicy,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Played, Vec<Episode>)> {
+    match plan.world {
+        World::Countdown => play_in(&Harder(Countdown), policy, None, plan, 0, progress),
+        World::Dochop => play_in(&Harder(DocHop), policy, None, plan, 0, progress),
     }
 }
 

@@ -162,9 +162,20 @@ pub(crate) fn judge_worlds(
     candidate: Side<'_>,
     profile: &GateProfile,
 ) -> anyhow::Result<Vec<(String, Report)>> {
+    judge_worlds_sharing(reference, candidate, profile, 1.0)
+}
+
+/// The same for one of several candidates, with its share of the error that all of them may make.
+pub(crate) fn judge_worlds_sharing(
+    reference: Side<'_>,
+    candidate: Side<'_>,
+    profile: &GateProfile,
+    share: f64,
+) -> anyhow::Result<Vec<(String, Report)>> {
+    let look = Look::sharing(profile.episodes_min, share);
     let mut reports = Vec::new();
     for (ours, theirs) in candidate.0.iter().zip(reference.0) {
-        let report = judge(&evaluation(theirs, reference.1), &evaluation(ours, candidate.1), profile)?;
+        let report = judge_look(&evaluation(theirs, reference.1), &evaluation(ours, candidate.1), profile, &look)?;
         reports.push((ours.environment.clone(), report));
     }
     Ok(reports)

@@ -13,7 +13,6 @@ mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
 mod gate;
-#[cfg(any(feature = "serve", feature = "train"))]
 mod identity;
 #[cfg(feature = "train")]
 mod importance;

@@ -9,8 +9,8 @@ use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
 use fsq_model::{AdapterId, Decoder, DecoderOptions, KvFormat, Tokenizer, read_adapter};
 
-use crate::Globals;
 use crate::failure::Refusal;
+use crate::{Globals, identity};
 
 /// The place of the one adapter that a command can name.
 pub(crate) const ADAPTER: AdapterId = AdapterId(0);
@@ -55,12 +55,14 @@ pub(crate) fn decoder(globals: &Globals, gguf: &Gguf, context_tokens: usize, kv:
     Decoder::load(gguf, options).with_context(|| gguf.path().display().to_string())
 }
 
-/// Puts an adapter, a folder in PEFT layout or a GGUF file, in [`ADAPTER`].
-pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, path: &Path) -> anyhow::Result<()> {
+/// Puts an adapter, a folder in PEFT layout or a GGUF file, in [`ADAPTER`]. Refuses another than the one beside which
+/// the decoder's file was judged.
+pub(crate) fn adapt(decoder: &mut Decoder<Cpu>, gguf: &Gguf, path: &Path) -> anyhow::Result<()> {
     let adapter = if path.is_file() {
         read_adapter(&Gguf::open(path)?, decoder.config()).with_context(|| path.display().to_string())?
     } else {
         Adapter::open(path)?
     };
+    identity::check_adapter(gguf, Some(&adapter))?;
     decoder.set_adapter(ADAPTER, Some(&adapter)).with_context(|| path.display().to_string())
 }

@@ -23,13 +23,14 @@ use clap::{Args, ValueEnum};
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint, StoredType, tensor_names};
 use fsq_gguf::Gguf;
-use fsq_quantizer::{Deploy, Importance, Mix, Provenance, check_adapters, open_base, write_adapter};
+use fsq_quantizer::{Deploy, Importance, Mix, Provenance, check_adapters, open_base};
 use sha2::{Digest, Sha256};
 
+use adapters::Beside;
 use choices::{ChoiceArguments, Subject};
 pub(crate) use document::{Document, TensorRecord};
 use document::{QuantizedFile, Source, bits_per_weight, text};
-use maker::{Candidate, Inputs, Maker, digests};
+use maker::{Candidate, Inputs, Maker};
 use work::Work;
 
 use crate::failure::{Outcome, Refusal};
@@ -128,14 +129,15 @@ pub(crate) fn execute(globals: &Globals, arguments: &QuantizeArguments) -> anyho
         let work = Work::open(&arguments.out, &key(&inputs))?;
         let progress = Progress::new();
         let maker = Maker { inputs: &inputs, work: &work, progress: &progress };
+        let beside = Beside::write(&inputs, &work)?;
         let (made, outcome) = if arguments.gate == "none" {
             let made = mixes.iter().map(|it| unjudged(&maker, *it)).collect::<anyhow::Result<Vec<_>>>()?;
             (made, Outcome::Done)
         } else {
-            judged(globals, arguments, &maker, &mixes)?
+            judged(globals, arguments, &maker, &mixes, beside.as_ref())?
         };
         // Only now, so that an error in the last file leaves none of the others.
-        let document = document(arguments, &inputs, release(arguments, &inputs, &work, made)?);
+        let document = document(arguments, &inputs, release(arguments, &inputs, &work, (made, beside))?);
         write_reports(&document, &inputs, &arguments.out)?;
         inputs.chosen.write_plan(&arguments.out, &inputs.name, inputs.subject())?;
         (document, outcome)
@@ -286,15 +288,14 @@ fn file_name(inputs: &Inputs, mix: Mix) -> String {
 /// What there is to say of a file before anything judges it.
 fn record(maker: &Maker<'_>, candidate: &Candidate) -> anyhow::Result<QuantizedFile> {
     let written = Gguf::open(&candidate.file)?;
-    let [sha256, data_sha256] = digests(&written);
     Ok(QuantizedFile {
         file: file_name(maker.inputs, candidate.mix),
         published: true,
         format: candidate.mix.name(),
         n_bytes: written.n_bytes(),
         bits_per_weight: bits_per_weight(&candidate.told.tensors),
-        sha256,
-        data_sha256,
+        sha256: hex(&candidate.digests.file),
+        data_sha256: hex(&candidate.digests.data),
         seconds: candidate.told.seconds,
         verdict: "not judged".into(),
         override_reason: None,
@@ -312,10 +313,12 @@ fn judged(
     arguments: &QuantizeArguments,
     maker: &Maker<'_>,
     mixes: &[Mix],
+    beside: Option<&Beside>,
 ) -> anyhow::Result<(Vec<Made>, Outcome)> {
     use crate::gate::worst;
     let profile = crate::gate::profile(&arguments.gate)?;
-    let Inputs { checkpoint, merged, beside, importance, .. } = maker.inputs;
+    let Inputs { checkpoint, merged, importance, .. } = maker.inputs;
+    let adapter = beside.map(|it| &it.adapter);
     let reference = maker.reference(reference_mix(checkpoint))?;
     // Before any number about quality.
     let mut of_reference = checks::check(maker.inputs, &reference)?;
@@ -323,7 +326,7 @@ fn judged(
     of_reference.push(parity::check(checkpoint, merged, &reference.file, globals.threads())?);
     maker.progress.finish();
     let given = (maker.work, maker.progress, globals.threads());
-    let court = judged::Court::new(&arguments.judging, profile, given, reference.file.clone(), beside.as_ref());
+    let court = judged::Court::new(&arguments.judging, profile, given, reference.file.clone(), adapter);
     let reason = arguments.judging.override_reason.as_deref();
     let importance = importance.as_ref();
     let ladder = ladder::Ladder {
@@ -348,8 +351,9 @@ fn judged(
             Some(passes) => {
                 record.override_reason = reason.filter(|_| ended != Outcome::Done).map(str::to_owned);
                 let path = maker.work.path(&format!("{}-judged.gguf", mix.name()));
-                file = crate::stamp::stamp(&file, maps.as_ref(), &passes, &path)?;
-                [record.sha256, record.data_sha256] = digests(&Gguf::open(&file)?);
+                file = crate::stamp::stamp_beside(adapter, &file, maps.as_ref(), &passes, &path)?;
+                let digests = maker::digests(&Gguf::open(&file)?);
+                (record.sha256, record.data_sha256) = (hex(&digests.file), hex(&digests.data));
             }
             None => {
                 record.published = false;
@@ -367,6 +371,7 @@ fn judged(
     arguments: &QuantizeArguments,
     _: &Maker<'_>,
     _: &[Mix],
+    _: Option<&Beside>,
 ) -> anyhow::Result<(Vec<Made>, Outcome)> {
     Err(Refusal::new(format!("--gate {}: not in this build", arguments.gate)).into())
 }
@@ -377,7 +382,7 @@ fn release(
     arguments: &QuantizeArguments,
     inputs: &Inputs,
     work: &Work,
-    made: Vec<Made>,
+    (made, beside): (Vec<Made>, Option<Beside>),
 ) -> anyhow::Result<Vec<QuantizedFile>> {
     let mut records = Vec::with_capacity(made.len());
     for Made { file, record } in made {
@@ -394,9 +399,8 @@ fn release(
             std::fs::rename(&path, aside).with_context(|| path.display().to_string())?;
         }
     }
-    if let Some(beside) = inputs.beside.as_ref().filter(|_| records.iter().any(|it| it.published)) {
-        let path = arguments.out.join(format!("{}-LoRA.gguf", inputs.name));
-        write_adapter(beside, &inputs.checkpoint.dimensions, &inputs.name, &path)?.publish()?;
+    if let Some(beside) = beside.filter(|_| records.iter().any(|it| it.published)) {
+        beside.release(inputs, work, &arguments.out)?;
     }
     Ok(records)
 }

@@ -7,6 +7,7 @@ mod page;
 pub(crate) mod record;
 #[cfg(test)]
 mod sample;
+mod scope;
 mod summary;
 mod table;
 mod training;

@@ -65,15 +65,15 @@ pub(crate) fn execute(globals: &Globals, arguments: &RunArguments) -> anyhow::Re
     }
     let n = arguments.n as usize;
     let mut decoder = policy::decoder(globals, &gguf, prompt.len().saturating_add(n), arguments.kv)?;
-    drop(gguf);
     let mut request = Request::new(prompt, n, arguments.sampling.of_answer(0));
     if !arguments.ignore_eos {
         request.stop = tokenizer.ends().to_vec();
     }
     if let Some(path) = &arguments.adapter {
-        policy::adapt(&mut decoder, path)?;
+        policy::adapt(&mut decoder, &gguf, path)?;
         request.adapter = Some(policy::ADAPTER);
     }
+    drop(gguf);
     let document = generate(decoder, &tokenizer, request, !globals.json)?;
     if globals.json {
         output::print_json(&document)?;

@@ -173,6 +173,8 @@ mod enabled {
     ) -> anyhow::Result<Policy<Decoder<Cpu>>> {
         let file = || gguf.path().display().to_string();
         identity::check(gguf)?;
+        // Requests run without one.
+        identity::check_adapter(gguf, None)?;
         let tokenizer = policy::tokenizer(gguf)?;
         let options = DecoderOptions { threads, context_tokens, kv: kv.into(), max_sequences };
         let fields = gguf.metadata();

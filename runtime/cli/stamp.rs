@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use fsq_calibrate::gates::Passed;
 use fsq_calibrate::recalibration::RecalibrationMaps;
+use fsq_checkpoint::Adapter;
 use fsq_gguf::{Gguf, rewrite_metadata};
+use fsq_quantizer::adapter_sha256;
 
 use crate::identity;
+use crate::output::hex;
 
 /// Writes a judged file with its maps and verdicts inside to `path`, one verdict for each environment.
 ///
@@ -18,10 +21,24 @@ pub(crate) fn stamp(
     passes: &[(String, Passed)],
     path: &Path,
 ) -> anyhow::Result<PathBuf> {
+    stamp_beside(None, judged, maps, passes, path)
+}
+
+/// The same for a file that was judged beside an adapter, if it was: the verdict is about both, so it names that.
+pub(crate) fn stamp_beside(
+    adapter: Option<&Adapter>,
+    judged: &Path,
+    maps: Option<&RecalibrationMaps>,
+    passes: &[(String, Passed)],
+    path: &Path,
+) -> anyhow::Result<PathBuf> {
     let source = Gguf::open(judged)?;
     let mut metadata = source.metadata().clone();
     for (key, value) in maps.map(RecalibrationMaps::to_pairs).unwrap_or_default() {
         metadata.insert(key.as_str(), value.as_str());
+    }
+    if let Some(adapter) = adapter {
+        metadata.insert(identity::ADAPTER, hex(&adapter_sha256(adapter)));
     }
     let identity = identity::of(&source, &metadata);
     metadata.insert(identity::KEY, identity);

@@ -106,7 +106,7 @@ fn every_architecture_takes_an_adapter_as_llama_cpp_does() {
         let base = convert(&checkpoint, Mix::F32);
         let adapter = random_adapter(&checkpoint.dimensions, 4, index % 2 == 1);
         let file = folder.path().join(format!("{}-LoRA.gguf", case.name));
-        write_adapter(&adapter, &checkpoint.dimensions, "random", &file).unwrap().publish().unwrap();
+        write_adapter(&adapter, &checkpoint.dimensions, "random", None, &file).unwrap().publish().unwrap();
         let mut decoder = decoder(&base);
         let read = read_adapter(&Gguf::open(&file).unwrap(), decoder.config()).unwrap();
         assert_eq!(read.pairs, adapter.pairs, "{}", case.name);

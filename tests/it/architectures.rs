@@ -3,6 +3,7 @@
 //! Weights come from a generator that `tests/fixtures/architectures/make.py` has too, so only logits are recorded.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use fsq_checkpoint::{Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, tensor_names};
@@ -10,9 +11,10 @@ use fsq_gguf::Gguf;
 use fsq_kernels::Cpu;
 use fsq_model::{Decoder, DecoderOptions, KvFormat, LogitsFor, Step};
 use fsq_quantizer::{Mix, Plan, Provenance, quantize};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-use crate::oracle::{last_rows, last_rows_with};
+use crate::oracle::{greedy, last_rows, last_rows_with};
 use crate::recorded::{relative_distance, tensors};
 use crate::tree::root;
 
@@ -24,6 +26,17 @@ const STOCK_DISTANCE_MAX: f64 = 1e-3;
 /// policies are so small that one level is seen. Further away than that only as far as llama.cpp with flash attention
 /// is from itself without.
 const STOCK_QUANTIZED_DISTANCE_MAX: f64 = 1e-2;
+
+/// Where llama.cpp's two best logits are closer than this part of the logits' root mean square, either token is right:
+/// of `F16` files it rounds activations to 16 bits, too (2⁻¹¹ of each, at some ten products on the way), and ours does
+/// not.
+const TIE: f64 = 5e-3;
+/// Of all greedy tokens, the part that must not be such ties.
+const CLEAR_MIN: f64 = 0.97;
+/// Tokens of a prompt that greedy tokens follow.
+const PROMPT_TOKENS: usize = 6;
+/// Fewer greedy tokens than this show nothing.
+const GREEDY_TOKENS_MIN: usize = 16;
 
 /// One policy of the fixture.
 pub(crate) struct Case {
@@ -251,4 +264,76 @@ fn quantized_files_give_the_logits_of_llama_cpp_however_work_is_cut() {
         }
     }
     assert!(far.is_empty(), "{far:?}");
+}
+
+/// Cuts a checkpoint's file into two shards with an index, as those of large policies come.
+fn cut_in_two(checkpoint: &Checkpoint) -> Checkpoint {
+    let whole_path = checkpoint.path.join("model.safetensors");
+    let bytes = std::fs::read(&whole_path).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    tensors.sort_by(|left, right| left.0.cmp(&right.0));
+    let mut places = serde_json::Map::new();
+    for (index, tensors) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let shard = format!("model-{:05}-of-00002.safetensors", index + 1);
+        places.extend(tensors.iter().map(|it| (it.0.clone(), shard.clone().into())));
+        let views = tensors.iter().map(|(name, view)| (name, view));
+        safetensors::serialize_to_file(views, None, &checkpoint.path.join(shard)).unwrap();
+    }
+    let index = json!({"weight_map": places}).to_string();
+    std::fs::write(checkpoint.path.join("model.safetensors.index.json"), index).unwrap();
+    std::fs::remove_file(whole_path).unwrap();
+    Checkpoint::open(&checkpoint.path).unwrap()
+}
+
+/// The lowest id among the largest logits.
+fn best(logits: &[f32]) -> u32 {
+    (1..logits.len()).fold(0, |best, it| if logits[it] > logits[best] { it } else { best }) as u32
+}
+
+/// Of every architecture: the file in 16 bits says what stock llama.cpp says. Ours reads the tokens that llama.cpp
+/// wrote, so that a tie hides nothing that comes after it.
+#[test]
+fn greedy_tokens_of_16_bit_files_equal_those_of_llama_cpp() {
+    let folder = tempfile::tempdir().unwrap();
+    let family = |it: &Case| it.config["model_type"].as_str().unwrap().to_owned();
+    let mut missing: BTreeSet<String> = cases().iter().map(family).collect();
+    assert_eq!(missing.len(), 7, "{missing:?}");
+    let (mut n_tokens, mut n_clear, mut wrong) = (0, 0, Vec::new());
+    for case in cases() {
+        let n = case.stock_tokens.saturating_sub(PROMPT_TOKENS);
+        if n < GREEDY_TOKENS_MIN {
+            continue;
+        }
+        missing.remove(&family(&case));
+        let checkpoint = write_checkpoint(&case, folder.path());
+        let file = convert(&checkpoint, Mix::F16);
+        let whole = Gguf::open(&file).unwrap().file_sha256();
+        let of_shards = Gguf::open(&convert(&cut_in_two(&checkpoint), Mix::F16)).unwrap().file_sha256();
+        assert_eq!(whole, of_shards, "{} from shards", case.name);
+        let mut decoder = decoder(&file, case.context);
+        let prompts: Vec<&[u32]> = case.tokens.chunks_exact(PROMPT_TOKENS).collect();
+        let theirs = greedy(&file, &prompts.iter().map(|it| json!(it)).collect::<Vec<_>>(), n);
+        for (prompt, theirs) in prompts.iter().zip(&theirs) {
+            assert_eq!(theirs.token_ids.len(), n, "{}", case.name);
+            let read = [prompt, &theirs.token_ids[..n - 1]].concat();
+            let rows = in_pieces(&mut decoder, &read, read.len());
+            let logits = rows.chunks_exact(rows.len() / read.len()).skip(prompt.len() - 1);
+            for (at, (logits, (token, margin))) in logits.zip(theirs.token_ids.iter().zip(&theirs.margins)).enumerate()
+            {
+                let square: f64 = logits.iter().map(|it| f64::from(*it).powi(2)).sum();
+                n_tokens += 1;
+                if *margin <= TIE * (square / logits.len() as f64).sqrt() {
+                    continue;
+                }
+                n_clear += 1;
+                if best(logits) != *token {
+                    wrong.push(format!("{} after {at} tokens, where the margin is {margin:.1e}", case.name));
+                }
+            }
+        }
+    }
+    println!("{n_clear} of {n_tokens} greedy tokens are no ties");
+    assert!(missing.is_empty(), "no greedy tokens of {missing:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(f64::from(n_clear) >= CLEAR_MIN * f64::from(n_tokens), "{n_clear} of {n_tokens}");
 }

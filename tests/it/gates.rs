@@ -87,6 +87,28 @@ fn assert_answer(gates: &[(String, Value)], id: &str, answer: &str) {
 }
 
 #[test]
+fn calibrate_reads_what_eval_writes_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = folder.path().join("rows.jsonl");
+    for difficulty in ["trained", "harder"] {
+        let play = ["eval", text(policy()), "--environment", "countdown", "-n", "64", "--json"];
+        let row = json(&[&play[..], &["--difficulty", difficulty, "--outcomes", text(&rows)]].concat());
+        let found = json(&["calibrate", text(&rows), "--json"]);
+        let written = std::fs::read_to_string(&rows).unwrap();
+        let steps: Vec<Value> = written.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+        assert_eq!(found["n"], steps.len());
+        // What eval and the gates judge is what was stated first.
+        let first: Vec<&Value> = steps.iter().filter(|it| it["step"] == 0).collect();
+        let error = |it: &&Value| (it["stated"].as_f64().unwrap() - it["outcome"].as_f64().unwrap()).powi(2);
+        let brier = first.iter().map(error).sum::<f64>() / first.len() as f64;
+        assert!((brier - row["brier"]["value"].as_f64().unwrap()).abs() < 1e-9, "{difficulty}: {brier} {row}");
+        let right = found["fidelity"][0]["fidelity"].as_f64().unwrap();
+        assert!(first.len() > 32 && right <= 1.0, "{difficulty}: {found}");
+    }
+    refused(&["eval", text(policy()), "--environment", "countdown", "--outcomes", "no/such.jsonl"], "no/such.jsonl");
+}
+
+#[test]
 fn an_identical_copy_passes() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("copy.gguf");

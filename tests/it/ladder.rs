@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use fsq_gguf::Gguf;
+use fsq_checkpoint::{Adapter, Checkpoint, LoraPair, modules};
+use fsq_gguf::{Gguf, rewrite_metadata};
 use serde_json::Value;
 
 use crate::gates::checkpoint;
-use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, text};
+use crate::program::{GATE_FAILED, INCONCLUSIVE, fsq, refused, text};
 
 /// What the profile `demo` wants at least.
 const EPISODES: &str = "800";
@@ -37,6 +38,12 @@ impl Run {
     fn verdicts(&self) -> Vec<&str> {
         let rounds = self.report["files"][0]["rounds"].as_array().unwrap();
         rounds.iter().map(|it| it["verdict"].as_str().unwrap()).collect()
+    }
+
+    /// The one-sided levels at which rounds were judged.
+    fn levels(&self) -> Vec<f64> {
+        let rounds = self.report["files"][0]["rounds"].as_array().unwrap();
+        rounds.iter().filter_map(|it| it["level"].as_f64()).collect()
     }
 
     /// Whatever came of it, no work is left.
@@ -86,8 +93,50 @@ fn too_little_evidence_gives_no_name_and_a_reason_gives_one() {
     assert_eq!(key(&file, "fsq.gate.verdict"), "inconclusive");
     assert_eq!(key(&file, "fsq.gate.override_reason"), reason);
     assert_eq!(forced.report["files"][0]["override_reason"], reason);
+    // Nothing comes after it, so it has all of the error to itself.
+    assert_eq!((open.levels(), forced.levels()), (vec![0.025], vec![0.05]));
     let card = std::fs::read_to_string(forced.path("README.md")).unwrap();
     assert!(card.contains(&format!("inconclusive, overridden: {reason}")), "{card}");
+}
+
+#[test]
+fn a_verdict_beside_an_adapter_is_about_both() {
+    let sizes = Checkpoint::open(checkpoint()).unwrap().dimensions;
+    let module = modules(&sizes, 0).remove(0);
+    let [outputs, inputs] = module.shape;
+    let adapter = |seed: usize| {
+        let numbers = |n: usize| (0..n).map(|it| ((it * 7919 + seed) % 101) as f32 / 4e4).collect();
+        let pair = LoraPair { a: numbers(2 * inputs), b: numbers(2 * outputs), rank: 2, inputs, outputs };
+        Adapter { rank: 2, alpha: 4.0, rslora: false, pairs: [(module.hf.clone(), pair)].into() }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let [own, other] = [1, 2].map(|it| folder.path().join(format!("{it}")));
+    adapter(1).write(&own, "base").unwrap();
+    adapter(2).write(&other, "base").unwrap();
+    let judged = ["--gate", "demo", "-n", "32", "--override", "for the test bench only"];
+    let run = Run::of("q8_0", &[&judged[..], &["--deploy", "native", "--adapter", text(&own)]].concat());
+    assert_eq!(run.code, Some(0), "{}", run.errors);
+    let [path, lora] = ["p-Q8_0.gguf", "p-LoRA.gguf"].map(|it| run.path(it));
+    let file = Gguf::open(&path).unwrap();
+    let made_of = file.metadata().str_array("fsq.provenance.adapters.sha256").unwrap();
+    assert_eq!(made_of, [key(&file, "fsq.gate.adapter")]);
+    assert_eq!(Gguf::open(&lora).unwrap().metadata().str_array("fsq.provenance.adapters.sha256").unwrap(), made_of);
+
+    let runs = |adapter: &Path| {
+        fsq(&["run", text(&path), "--prompt", "numbers 1 2 3 goal 6", "-n", "1", "--adapter", text(adapter)])
+    };
+    assert!(runs(&lora).status.success() && runs(&own).status.success());
+    let prompt = ["--prompt", "numbers 1 2 3 goal 6", "--adapter", text(&other)];
+    refused(&[&["run", text(&path)], &prompt[..]].concat(), "metadata `fsq.gate.adapter`: expected the adapter");
+    refused(&["serve", text(&path)], "metadata `fsq.gate.adapter`: expected the adapter");
+
+    // The digest of another adapter is not what the verdict is about.
+    let mut metadata = file.metadata().clone();
+    metadata.insert("fsq.gate.adapter", "0".repeat(64));
+    let changed = run.path("changed.gguf");
+    rewrite_metadata(&file, &metadata, &changed).unwrap().publish().unwrap();
+    refused(&["serve", text(&changed)], "metadata `fsq.gate.identity`: expected");
+    run.assert_clean();
 }
 
 #[test]
@@ -126,6 +175,11 @@ fn a_file_that_is_rough_everywhere_is_given_up() {
     // The file as asked for, and each remedy.
     assert_eq!(verdicts.len(), 4, "{verdicts:?}");
     assert!(!verdicts.contains(&"pass") && verdicts[0] == "fail");
+    // Four files that all could have passed err no more often than one.
+    let levels = run.levels();
+    assert!(levels.len() > 1 && levels.iter().sum::<f64>() < 0.05 + 1e-9, "{levels:?}");
+    let sentences = run.report["files"][0]["gates"][0]["report"]["gates"].to_string();
+    assert!(sentences.contains("98.3 %"), "{sentences}");
     let mut names = std::fs::read_dir(run.folder.path()).unwrap().map(|it| it.unwrap().file_name());
     assert!(names.all(|it| !it.to_string_lossy().ends_with(".gguf")), "a file got a name");
     let file = &run.report["files"][0];
@@ -133,5 +187,6 @@ fn a_file_that_is_rough_everywhere_is_given_up() {
     assert!(!file["rounds"][0]["sentences"].as_array().unwrap().is_empty(), "it does not say why");
     let card = std::fs::read_to_string(run.path("README.md")).unwrap();
     assert!(card.contains("No file passed its gates"), "{card}");
+    assert!(card.contains("each is judged at a part of the 5 %"), "{card}");
     run.assert_clean();
 }

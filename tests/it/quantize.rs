@@ -259,7 +259,13 @@ fn adapters_are_merged_in_order_or_run_beside() {
     assert_eq!(native.data_sha256(), base.data_sha256(), "nothing is merged");
     assert_eq!(merged.data_sha256(), qat.data_sha256());
     assert_eq!(native.metadata().str_array("fsq.provenance.adapters.sha256").unwrap().len(), 2);
-    let beside = read_adapter(&Gguf::open(&out.join("p-LoRA.gguf")).unwrap(), &sizes()).unwrap();
+    let lora = Gguf::open(&out.join("p-LoRA.gguf")).unwrap();
+    for key in ["fsq.provenance.base.sha256", "fsq.deploy"] {
+        assert_eq!(lora.metadata().str(key), native.metadata().str(key), "each names the other");
+    }
+    let digests = |it: &Gguf| it.metadata().str_array("fsq.provenance.adapters.sha256").unwrap().to_vec();
+    assert_eq!(digests(&lora), digests(&native));
+    let beside = read_adapter(&lora, &sizes()).unwrap();
     assert_eq!(beside.rank, 6);
     for (tensor, module) in [("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj")] {
         let pair = &beside.pairs[module];

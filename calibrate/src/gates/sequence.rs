@@ -43,6 +43,17 @@ impl Look {
         Self { number: 1, of: 1, tasks, level: LEVEL }
     }
 
+    /// All tasks at once for one of several candidates, of which the first that passes is taken: a one-sided level that
+    /// is `share` of 5 %. Where the shares of all candidates sum to 1, one of them passes harmfully at most 5 times in
+    /// 100, whatever tasks they have in common (Bonferroni).
+    ///
+    /// # Panics
+    /// When the share is not above 0, or is above 1.
+    pub fn sharing(tasks: u64, share: f64) -> Self {
+        assert!(share > 0.0 && share <= 1.0, "expected a share of the error, found {share}");
+        Self { level: LEVEL * share, ..Self::only(tasks) }
+    }
+
     /// Whether no look follows.
     pub fn is_last(&self) -> bool {
         self.number == self.of
@@ -130,6 +141,14 @@ mod tests {
         let few = looks(250);
         assert_eq!((few.len(), few[0].tasks), (1, 250));
         assert!(looks(0).len() == 1 && looks(0)[0].level > 0.0);
+    }
+
+    #[test]
+    fn candidates_in_turn_share_the_error() {
+        assert_eq!(Look::sharing(800, 1.0), Look::only(800));
+        let half = Look::sharing(800, 0.5);
+        assert!(half.is_last() && half.reach() > Look::only(800).reach());
+        assert!((2.0 * half.level - LEVEL).abs() < 1e-12 && (half.confidence() - 0.95).abs() < 1e-12);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod gates;
 mod known;
 mod metrics;
 mod recalibration;
+mod rollouts;
 mod simulated;
 mod simulation;
 mod stated;

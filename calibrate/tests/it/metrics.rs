@@ -223,7 +223,7 @@ fn two_thousand_resamples_of_a_whole_evaluation_take_less_than_two_seconds() {
 }
 
 /// Any probability, and often the ends and one value many times.
-fn said() -> impl Strategy<Value = f64> {
+pub(crate) fn said() -> impl Strategy<Value = f64> {
     prop_oneof![0.0..=1.0, Just(0.0), Just(1.0), Just(0.35)]
 }
 

@@ -12,10 +12,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use crate::{End, Environment, IllegalAction, Skill, Split};
+use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split};
 
 /// Numbers are drawn from `1..=NUMBER_MAX`.
 const NUMBER_MAX: u8 = 12;
+/// Numbers of harder tasks; at least one of them lies above [`NUMBER_MAX`].
+const HARDER_NUMBER_MAX: u8 = 20;
 /// Goals lie in `GOAL_MIN..=VALUE_MAX`; below, nearly every task is trivial.
 const GOAL_MIN: u8 = 5;
 /// No result above this is legal: every number is one token of the shipped base.
@@ -24,7 +26,7 @@ pub const VALUE_MAX: u8 = 99;
 const TEST_TENTHS: u64 = 3;
 const CALIBRATION_TENTHS: u64 = 1;
 
-/// The world. It has no settings: difficulty is fixed by the constants above.
+/// The world. It has no settings: how hard tasks are is fixed by the constants above.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Countdown;
 
@@ -111,27 +113,52 @@ pub fn solvable(numbers: &[u8], goal: u8) -> bool {
     }
 }
 
-/// Every instance by split, made once; instances are dealt by a hash of their numbers and goal.
+/// Instances by split.
+type BySplit = BTreeMap<u8, Vec<Task>>;
+
+/// Every instance that training may draw from, and every harder one, made once.
 fn instances(split: Split) -> &'static [Task] {
-    static ALL: OnceLock<BTreeMap<u8, Vec<Task>>> = OnceLock::new();
-    let all = ALL.get_or_init(|| {
-        let mut by_split: BTreeMap<u8, Vec<Task>> = BTreeMap::new();
-        for a in 1..=NUMBER_MAX {
-            for b in a..=NUMBER_MAX {
-                for c in b..=NUMBER_MAX {
-                    for goal in GOAL_MIN..=VALUE_MAX {
-                        let numbers = vec![a, b, c];
-                        if solvable(&numbers, goal) {
-                            let task = Task { numbers, goal };
-                            by_split.entry(split_of(&task) as u8).or_default().push(task);
-                        }
+    static ALL: OnceLock<BySplit> = OnceLock::new();
+    let all = ALL.get_or_init(|| dealt(NUMBER_MAX, 1));
+    all.get(&(split as u8)).map_or(&[], Vec::as_slice)
+}
+
+fn harder_instances(split: Split) -> &'static [Task] {
+    static ALL: OnceLock<BySplit> = OnceLock::new();
+    let all = ALL.get_or_init(|| dealt(HARDER_NUMBER_MAX, NUMBER_MAX + 1));
+    all.get(&(split as u8)).map_or(&[], Vec::as_slice)
+}
+
+/// Every instance whose largest number lies in `largest_min..=largest_max`, dealt to the splits by a hash of its
+/// numbers and goal.
+fn dealt(largest_max: u8, largest_min: u8) -> BySplit {
+    let mut by_split = BySplit::new();
+    for a in 1..=largest_max {
+        for b in a..=largest_max {
+            for c in b.max(largest_min)..=largest_max {
+                for goal in GOAL_MIN..=VALUE_MAX {
+                    let numbers = vec![a, b, c];
+                    if solvable(&numbers, goal) {
+                        let task = Task { numbers, goal };
+                        by_split.entry(split_of(&task) as u8).or_default().push(task);
                     }
                 }
             }
         }
-        by_split
-    });
-    all.get(&(split as u8)).map_or(&[], Vec::as_slice)
+    }
+    by_split
+}
+
+/// `count` of some instances, without repetition as long as there are any left.
+fn drawn(all: &[Task], seed: u64, count: usize) -> Vec<Task> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut tasks = Vec::with_capacity(count);
+    while tasks.len() < count {
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.shuffle(&mut rng);
+        tasks.extend(order.into_iter().take(count - tasks.len()).map(|it| all[it].clone()));
+    }
+    tasks
 }
 
 fn split_of(task: &Task) -> Split {
@@ -174,16 +201,7 @@ impl Environment for Countdown {
     ];
 
     fn tasks(&self, split: Split, seed: u64, count: usize) -> Vec<Task> {
-        let all = instances(split);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut tasks = Vec::with_capacity(count);
-        // Without repetition as long as there are instances left.
-        while tasks.len() < count {
-            let mut order: Vec<usize> = (0..all.len()).collect();
-            order.shuffle(&mut rng);
-            tasks.extend(order.into_iter().take(count - tasks.len()).map(|it| all[it].clone()));
-        }
-        tasks
+        drawn(instances(split), seed, count)
     }
 
     fn task_id(&self, task: &Task) -> u64 {
@@ -257,6 +275,14 @@ impl Environment for Countdown {
         let winning = moves(&task.numbers);
         let open = winning.into_iter().filter(|it| solvable(&after(&task.numbers, *it), task.goal)).count();
         (if open == 1 { "one way" } else { "several ways" }).into()
+    }
+}
+
+impl HarderTasks for Countdown {
+    const HARDER_STEPS_MAX: usize = Self::STEPS_MAX;
+
+    fn harder_tasks(&self, split: Split, seed: u64, count: usize) -> Vec<Task> {
+        drawn(harder_instances(split), seed, count)
     }
 }
 

@@ -4,6 +4,7 @@
 //! is fixed for each relation, so a policy can know before it searches. Searches are few and cannot be taken back.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bm25::{Embedder, EmbedderBuilder, Embedding, Scorer, Tokenizer};
@@ -14,7 +15,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::countdown::mixed;
-use crate::{End, Environment, IllegalAction, Skill, Split};
+use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split};
 
 /// The people of every universe; who relates to whom is drawn anew, so a name tells nothing by itself.
 pub const NAMES: [&str; 40] = [
@@ -47,6 +48,12 @@ pub const RELATIONS: [Relation; 8] = [
 const RESULTS: usize = 2;
 /// Questions asked of one universe before the next is drawn.
 const TASKS_PER_UNIVERSE: usize = 12;
+/// Links of a chain.
+const HOPS: RangeInclusive<usize> = 1..=2;
+/// Links of a harder chain.
+const HARDER_HOPS: RangeInclusive<usize> = 3..=3;
+/// Sets the universes of harder tasks apart from those that training may draw.
+const HARDER: u64 = 0x4a5d_e12b;
 /// BM25's saturation and length normalisation, as in the multi-hop search literature.
 const BM25_B: f32 = 0.4;
 const BM25_K1: f32 = 0.9;
@@ -227,6 +234,30 @@ impl DocHop {
     }
 }
 
+/// `count` tasks with so many links, some to a universe.
+fn drawn(seed: u64, split: Split, hops: RangeInclusive<usize>, count: usize) -> Vec<Task> {
+    let mut tasks = Vec::with_capacity(count);
+    for block in 0..count.div_ceil(TASKS_PER_UNIVERSE) {
+        // The split is part of what is mixed, so no universe belongs to two splits.
+        let universe_seed = mixed(mixed(seed) ^ mixed(split as u64 + 1).rotate_left(17) ^ (block as u64));
+        let universe = Arc::new(Universe::new(universe_seed));
+        let mut rng = ChaCha8Rng::seed_from_u64(universe_seed ^ 1);
+        for number in 0..TASKS_PER_UNIVERSE.min(count - tasks.len()) {
+            let links = rng.random_range(hops.clone());
+            let mut chain = vec![rng.random_range(0..NAMES.len())];
+            let mut relations = Vec::new();
+            for _ in 0..links {
+                let relation = rng.random_range(0..RELATIONS.len());
+                let person = chain[chain.len() - 1];
+                chain.push(universe.truth[person][relation]);
+                relations.push(relation);
+            }
+            tasks.push(Task { universe: Arc::clone(&universe), chain, relations, number });
+        }
+    }
+    tasks
+}
+
 impl Environment for DocHop {
     type Task = Task;
     type State = State;
@@ -238,26 +269,7 @@ impl Environment for DocHop {
         &[(Skill { epsilon: 0.02 }, 0.40), (Skill { epsilon: 0.2 }, 0.35), (Skill { epsilon: 0.6 }, 0.25)];
 
     fn tasks(&self, split: Split, seed: u64, count: usize) -> Vec<Task> {
-        let mut tasks = Vec::with_capacity(count);
-        for block in 0..count.div_ceil(TASKS_PER_UNIVERSE) {
-            // The split is part of what is mixed, so no universe belongs to two splits.
-            let universe_seed = mixed(mixed(seed) ^ mixed(split as u64 + 1).rotate_left(17) ^ (block as u64));
-            let universe = Arc::new(Universe::new(universe_seed));
-            let mut rng = ChaCha8Rng::seed_from_u64(universe_seed ^ 1);
-            for number in 0..TASKS_PER_UNIVERSE.min(count - tasks.len()) {
-                let hops = rng.random_range(1..=2);
-                let mut chain = vec![rng.random_range(0..NAMES.len())];
-                let mut relations = Vec::new();
-                for _ in 0..hops {
-                    let relation = rng.random_range(0..RELATIONS.len());
-                    let person = chain[chain.len() - 1];
-                    chain.push(universe.truth[person][relation]);
-                    relations.push(relation);
-                }
-                tasks.push(Task { universe: Arc::clone(&universe), chain, relations, number });
-            }
-        }
-        tasks
+        drawn(seed, split, HOPS, count)
     }
 
     fn task_id(&self, task: &Task) -> u64 {
@@ -381,7 +393,19 @@ impl Environment for DocHop {
     }
 
     fn difficulty(&self, task: &Task) -> String {
-        (if task.relations.len() == 1 { "1 hop" } else { "2 hops" }).into()
+        match task.relations.len() {
+            1 => "1 hop".into(),
+            n => format!("{n} hops"),
+        }
+    }
+}
+
+impl HarderTasks for DocHop {
+    // A search more than links, and the answer.
+    const HARDER_STEPS_MAX: usize = *HARDER_HOPS.end() + 2;
+
+    fn harder_tasks(&self, split: Split, seed: u64, count: usize) -> Vec<Task> {
+        drawn(seed ^ HARDER, split, HARDER_HOPS, count)
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod countdown;
 pub mod dochop;
+pub mod harder;
 
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -12,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 pub use countdown::Countdown;
 pub use dochop::DocHop;
+pub use harder::{Harder, HarderTasks};
 
 /// Which tasks: the splits share no instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]

@@ -40,6 +40,9 @@ pub trait BlockFormat: Pod + Send + Sync {
 
     /// Encodes `weights` (`[cols]`, one row when `importance` is given, else any number of whole rows).
     ///
+    /// Compiled once for each width of vectors, of which the machine's is taken: that holds of what is always inlined
+    /// into it, beginning with [`BlockFormat::encode_block`]. A closure that is not would be compiled for the least.
+    ///
     /// `importance` (`[cols]`) is the mean square of each input column: an error in a column of large importance
     /// costs more.
     ///
@@ -49,12 +52,18 @@ pub trait BlockFormat: Pod + Send + Sync {
         assert_fits(weights.len(), blocks.len(), Self::WEIGHTS);
         assert_importance(weights.len(), importance);
         let row_mean_square = importance.map_or(0.0, |it| search::sum_of_squares(weights) / it.len() as f32);
-        for (index, (weights, block)) in weights.chunks_exact(Self::WEIGHTS).zip(blocks).enumerate() {
-            let columns = importance.map(|it| &it[index * Self::WEIGHTS..][..Self::WEIGHTS]);
-            // A block whose inputs were all zero while importance was observed would otherwise lose its scale.
-            let columns = columns.filter(|it| it.iter().any(|&weight| weight > 0.0));
-            *block = Self::encode_block(weights, columns.map(|it| ColumnImportance { columns: it, row_mean_square }));
-        }
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (index, (weights, block)) in weights.chunks_exact(Self::WEIGHTS).zip(blocks).enumerate() {
+                    let columns = importance.map(|it| &it[index * Self::WEIGHTS..][..Self::WEIGHTS]);
+                    // A block whose inputs were all zero while importance was observed would otherwise lose its scale.
+                    let columns = columns.filter(|it| it.iter().any(|&weight| weight > 0.0));
+                    let importance = columns.map(|it| ColumnImportance { columns: it, row_mean_square });
+                    *block = Self::encode_block(weights, importance);
+                }
+            },
+        );
     }
 
     /// Decodes `blocks` into `weights`.
@@ -63,9 +72,14 @@ pub trait BlockFormat: Pod + Send + Sync {
     /// When the two differ in the number of weights.
     fn decode(blocks: &[Self], weights: &mut [f32]) {
         assert_fits(weights.len(), blocks.len(), Self::WEIGHTS);
-        for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(Self::WEIGHTS)) {
-            block.decode_block(weights);
-        }
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (block, weights) in blocks.iter().zip(weights.chunks_exact_mut(Self::WEIGHTS)) {
+                    block.decode_block(weights);
+                }
+            },
+        );
     }
 
     /// The dot product of a row of weights and a row of activations: the truth every kernel is tested against.

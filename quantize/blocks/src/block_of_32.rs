@@ -73,6 +73,7 @@ pub(crate) fn codes(parts: &Parts) -> &[u8; WEIGHTS] {
 }
 
 /// `weight = d · level`.
+#[inline(always)]
 pub(crate) fn decode(levels: [i8; WEIGHTS], d: f32, weights: &mut [f32]) {
     for (weight, level) in weights.iter_mut().zip(levels) {
         *weight = f32::from(level) * d;

@@ -2,8 +2,9 @@
 //!
 //! Each follows its namesake in `ggml-quants.c` operation by operation in `f32`, so that the chosen levels are equal.
 //! What must be summed in order within a group is fast all the same where groups are searched side by side, one to a
-//! lane: compilers make vectors of lanes, and a group alone is one lane. What is always inlined is compiled once for
-//! each width of vectors, one of which is chosen when the program runs; nothing is contracted in any of them.
+//! lane: compilers make vectors of lanes, and a group alone is one lane. What is always inlined ends up in
+//! [`BlockFormat::encode`](crate::BlockFormat::encode), which is compiled for several widths of vectors; nothing is
+//! contracted in any of them.
 #![allow(clippy::needless_range_loop, reason = "a lane is one number of each of several rows")]
 
 /// The largest group that is searched.
@@ -19,6 +20,7 @@ pub(crate) fn nearest(value: f32) -> i32 {
 }
 
 /// The value of largest magnitude, and that magnitude.
+#[inline(always)]
 pub(crate) fn extreme(values: &[f32]) -> (f32, f32) {
     let (mut value, mut magnitude) = (0.0f32, 0.0f32);
     for &x in values {
@@ -30,6 +32,7 @@ pub(crate) fn extreme(values: &[f32]) -> (f32, f32) {
 }
 
 /// `qw · sqrt(sigma² + x²)`: an importance weight that grows with the magnitude of the weight itself.
+#[inline(always)]
 pub(crate) fn weigh(importance: &[f32], x: &[f32], sigma2: f32, into: &mut [f32]) {
     for ((into, &importance), &x) in into.iter_mut().zip(importance).zip(x) {
         *into = importance * (sigma2 + x * x).sqrt();
@@ -37,6 +40,7 @@ pub(crate) fn weigh(importance: &[f32], x: &[f32], sigma2: f32, into: &mut [f32]
 }
 
 /// The sum of squares, first to last.
+#[inline(always)]
 pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |sum, &x| sum + x * x)
 }
@@ -44,17 +48,8 @@ pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
 /// Finds the scale and the levels in `-n..n` with the least weighted square error of `scale · level`
 /// (`make_qx_quants` with `rmse_type` 1), for groups side by side: `[group, LANES]`. `levels` come out shifted by `n`.
 /// Without weights, `x²` is used.
-pub(crate) fn symmetric<const LANES: usize>(
-    n: i32,
-    x: &[[f32; LANES]],
-    weights: Option<&[[f32; LANES]]>,
-    levels: &mut [[u8; LANES]],
-) -> [f32; LANES] {
-    pulp::Arch::new().dispatch(|| symmetric_in_lanes(n, x, weights, levels))
-}
-
 #[inline(always)]
-fn symmetric_in_lanes<const LANES: usize>(
+pub(crate) fn symmetric<const LANES: usize>(
     n: i32,
     x: &[[f32; LANES]],
     weights: Option<&[[f32; LANES]]>,
@@ -209,18 +204,8 @@ impl Trials {
 /// Finds scale and minimum with the least weighted error of `scale · level - minimum`, levels in `0..=n`, the minimum
 /// not below zero (`make_qkx2_quants` and `make_qkx3_quants`), for groups side by side: `[group, LANES]`. Returns both;
 /// `levels` are those of the best trial.
-pub(crate) fn affine<const LANES: usize>(
-    n: i32,
-    x: &[[f32; LANES]],
-    weights: &[[f32; LANES]],
-    trials: Trials,
-    levels: &mut [[u8; LANES]],
-) -> ([f32; LANES], [f32; LANES]) {
-    pulp::Arch::new().dispatch(|| affine_in_lanes(n, x, weights, trials, levels))
-}
-
 #[inline(always)]
-fn affine_in_lanes<const LANES: usize>(
+pub(crate) fn affine<const LANES: usize>(
     n: i32,
     x: &[[f32; LANES]],
     weights: &[[f32; LANES]],

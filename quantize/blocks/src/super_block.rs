@@ -14,6 +14,7 @@ pub(crate) const LANES: usize = 8;
 const GROUP_MAX: usize = WEIGHTS / LANES;
 
 /// Groups as lanes: number `i` of group `g` becomes number `g` of row `i`. Rows beyond the group's length stay zero.
+#[inline(always)]
 pub(crate) fn side_by_side(groups: &[f32]) -> [[f32; LANES]; GROUP_MAX] {
     let mut rows = [[0.0; LANES]; GROUP_MAX];
     for (lane, group) in groups.chunks_exact(groups.len() / LANES).enumerate() {
@@ -25,6 +26,7 @@ pub(crate) fn side_by_side(groups: &[f32]) -> [[f32; LANES]; GROUP_MAX] {
 }
 
 /// Undoes [`side_by_side`].
+#[inline(always)]
 pub(crate) fn one_after_another(rows: &[[u8; LANES]], groups: &mut [u8]) {
     for (lane, group) in groups.chunks_exact_mut(rows.len()).enumerate() {
         for (number, row) in group.iter_mut().zip(rows) {
@@ -37,6 +39,7 @@ pub(crate) fn one_after_another(rows: &[[u8; LANES]], groups: &mut [u8]) {
 ///
 /// # Panics
 /// When they are less.
+#[inline(always)]
 pub(crate) fn whole(weights: &[f32]) -> &[f32; WEIGHTS] {
     &weights.as_chunks().0[0]
 }
@@ -98,6 +101,7 @@ pub(crate) fn symmetric_parts(d: Half, scale: impl Fn(usize) -> i8, group: usize
 
 impl Affine {
     /// Fits one super-block.
+    #[inline(always)]
     pub(crate) fn fit(&self, x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Fitted {
         let mut fitted = match importance {
             None => self.fit_plain(x),
@@ -108,6 +112,7 @@ impl Affine {
     }
 
     /// `weight = d · scale · level - d_min · minimum`; `scale_and_minimum` of each group, `units` are `d` and `d_min`.
+    #[inline(always)]
     pub(crate) fn decode(
         &self,
         levels: &[i8; WEIGHTS],
@@ -142,6 +147,7 @@ impl Affine {
         d * x.d * products as f32 - d_min * x.d * minima as f32
     }
 
+    #[inline(always)]
     fn fit_plain(&self, x: &[f32; WEIGHTS]) -> Fitted {
         let (mut scales, mut minima) = ([0.0f32; 16], [0.0f32; 16]);
         let mut levels = [0u8; WEIGHTS];
@@ -167,6 +173,7 @@ impl Affine {
     }
 
     /// Scales and minima of groups that lie side by side; their levels come out one group after another.
+    #[inline(always)]
     fn search(
         &self,
         x: &[[f32; LANES]],
@@ -182,6 +189,7 @@ impl Affine {
     }
 
     /// Rounds numbers to `0..=scale_max` of the largest of them, and gives the unit.
+    #[inline(always)]
     fn scale_by_largest(&self, values: &[f32; 16]) -> (Half, [u8; 16]) {
         let max = values.iter().fold(0.0f32, |max, &it| if it > max { it } else { max });
         let inverse = if max > 0.0 { self.scale_max as f32 / max } else { 0.0 };
@@ -189,6 +197,7 @@ impl Affine {
         (Half::from_f32(max / self.scale_max as f32), rounded)
     }
 
+    #[inline(always)]
     fn fit_weighted(&self, x: &[f32; WEIGHTS], importance: &[f32]) -> Fitted {
         let sigma2 = self.sigma_factor * search::sum_of_squares(x) / WEIGHTS as f32;
         let (mut scales, mut minima, mut totals) = ([0.0f32; 16], [0.0f32; 16], [0.0f32; 16]);
@@ -223,6 +232,7 @@ impl Affine {
     }
 
     /// Rounds the weights once more with the scales as they are stored. A group without a scale keeps its levels.
+    #[inline(always)]
     fn round_again(&self, x: &[f32; WEIGHTS], fitted: &mut Fitted) {
         let (d, d_min) = (fitted.d.to_f32(), fitted.d_min.to_f32());
         let groups = x.chunks_exact(self.group).zip(fitted.levels.chunks_exact_mut(self.group));
@@ -241,6 +251,7 @@ impl Affine {
 
 /// Rounds the weights of symmetric groups of 16 with the scales as they are stored: levels in `-n..n`, shifted by `n`.
 /// A group without a scale keeps its levels.
+#[inline(always)]
 pub(crate) fn round_symmetric(n: i32, x: &[f32; WEIGHTS], scale_of: impl Fn(usize) -> f32, levels: &mut [u8; WEIGHTS]) {
     for (index, (x, levels)) in x.chunks_exact(16).zip(levels.chunks_exact_mut(16)).enumerate() {
         let scale = scale_of(index);
@@ -255,6 +266,7 @@ pub(crate) fn round_symmetric(n: i32, x: &[f32; WEIGHTS], scale_of: impl Fn(usiz
 
 /// Eight scales and eight minima of 6 bits in 12 bytes: the low bits of the first four of each lie apart, the high two
 /// bits of the same bytes belong to the last four.
+#[inline(always)]
 pub(crate) fn pack_6_bit(scales: &[u8; 16], minima: &[u8; 16]) -> [u8; 12] {
     let mut packed = [0u8; 12];
     for index in 0..4 {
@@ -266,6 +278,7 @@ pub(crate) fn pack_6_bit(scales: &[u8; 16], minima: &[u8; 16]) -> [u8; 12] {
 }
 
 /// Undoes [`pack_6_bit`] for one group: its scale and its minimum.
+#[inline(always)]
 pub(crate) fn unpack_6_bit(packed: &[u8; 12], index: usize) -> (u8, u8) {
     if index < 4 {
         return (packed[index] & 63, packed[index + 4] & 63);
@@ -275,6 +288,7 @@ pub(crate) fn unpack_6_bit(packed: &[u8; 12], index: usize) -> (u8, u8) {
 }
 
 /// Levels of 2 bits: in each half of the super-block, byte `l` holds weights `l`, `l + 32`, `l + 64`, `l + 96`.
+#[inline(always)]
 pub(crate) fn pack_2_bit(levels: &[u8; WEIGHTS]) -> [u8; 64] {
     std::array::from_fn(|index| {
         let first = 128 * (index / 32) + index % 32;
@@ -283,6 +297,7 @@ pub(crate) fn pack_2_bit(levels: &[u8; WEIGHTS]) -> [u8; 64] {
 }
 
 /// Undoes [`pack_2_bit`].
+#[inline(always)]
 pub(crate) fn unpack_2_bit(packed: &[u8; 64]) -> [i8; WEIGHTS] {
     let mut levels = [0; WEIGHTS];
     for (levels, packed) in levels.as_chunks_mut::<128>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
@@ -296,6 +311,7 @@ pub(crate) fn unpack_2_bit(packed: &[u8; 64]) -> [i8; WEIGHTS] {
 }
 
 /// Levels of 4 bits: in each quarter of the super-block, byte `l` holds weights `l` and `l + 32`.
+#[inline(always)]
 pub(crate) fn pack_4_bit(levels: &[u8; WEIGHTS]) -> [u8; 128] {
     std::array::from_fn(|index| {
         let first = 64 * (index / 32) + index % 32;
@@ -304,6 +320,7 @@ pub(crate) fn pack_4_bit(levels: &[u8; WEIGHTS]) -> [u8; 128] {
 }
 
 /// Undoes [`pack_4_bit`]. In runs of 32 levels, of which compilers make vectors.
+#[inline(always)]
 pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
     let mut levels = [0; WEIGHTS];
     for (levels, packed) in levels.as_chunks_mut::<64>().0.iter_mut().zip(packed.as_chunks::<32>().0) {
@@ -316,6 +333,7 @@ pub(crate) fn unpack_4_bit(packed: &[u8; 128]) -> [i8; WEIGHTS] {
 }
 
 /// `weight = d · scale · level`, `GROUP` weights to a scale.
+#[inline(always)]
 pub(crate) fn decode<const GROUP: usize>(
     levels: &[i8; WEIGHTS],
     d: Half,

@@ -21,6 +21,7 @@ mod part;
 mod reader;
 mod split;
 mod survey;
+mod write_back;
 mod writer;
 
 pub use error::{FieldError, GgufError};
@@ -30,7 +31,7 @@ pub use metadata::{Array, FromValue, Metadata, Value};
 pub use part::Part;
 pub use reader::{Gguf, TensorInfo, TensorView};
 pub use survey::Survey;
-pub use writer::{Draft, FinishedDraft, TensorSpec, file_bytes, rewrite_metadata};
+pub use writer::{Digests, Draft, FinishedDraft, TensorSpec, file_bytes, rewrite_metadata};
 
 /// What a file begins with.
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";

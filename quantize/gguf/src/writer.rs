@@ -11,6 +11,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::metadata::{Array, Value};
 use crate::part::{alignment, checked_shape};
+use crate::write_back::WriteBack;
 use crate::{Gguf, GgufError, KEY_BYTES_MAX, MAGIC, Metadata, NESTING_MAX, TENSOR_NAME_BYTES_MAX, VERSION};
 
 /// What is to be written of one tensor.
@@ -42,6 +43,9 @@ pub struct Draft {
     /// The tensor whose turn it is, and how much of it is there.
     turn: usize,
     n_written: u64,
+    /// There if what is written is digested.
+    running: Option<Running>,
+    write_back: WriteBack,
 }
 
 /// A file written whole and synced, not yet under its real name. Dropped, it removes itself.
@@ -49,6 +53,42 @@ pub struct Draft {
 pub struct FinishedDraft {
     path: TempPath,
     final_path: PathBuf,
+    digests: Option<Digests>,
+}
+
+/// SHA-256 of a file that was digested while it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the whole file.
+    pub file: [u8; 32],
+    /// Of everything after the header.
+    pub data: [u8; 32],
+}
+
+/// Both digests of a file that is being written.
+#[derive(Clone)]
+struct Running {
+    file: Sha256,
+    data: Sha256,
+}
+
+impl Running {
+    /// Of a file that has its header so far.
+    fn of_header(header: &[u8]) -> Self {
+        Self { file: Sha256::new_with_prefix(header), data: Sha256::new() }
+    }
+}
+
+impl Write for Running {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.update(bytes);
+        self.data.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Draft {
@@ -64,8 +104,10 @@ impl Draft {
     /// Goes on with the draft that a killed process left beside `final_path`, or begins it, under a name without chance
     /// in it: only one process may do so at a time.
     ///
-    /// `whole` has the SHA-256 of the first tensors, as that process noted them. Those whose bytes still have it stay,
-    /// and everything after them is cut off. Says how many stay.
+    /// `whole` has what [`Draft::data_sha256`] was after each of the first tensors, as that process noted it. As many
+    /// tensors as still have it stay, and everything after them is cut off. Says how many stay.
+    ///
+    /// Such a draft digests what it holds.
     ///
     /// # Errors
     /// As [`Draft::create`].
@@ -85,42 +127,56 @@ impl Draft {
         let fault = |it| GgufError::io(&path, it);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(fault)?;
-        let n_kept = whole_tensors(&mut file, &header, &placed, whole).map_err(fault)?;
-        let data_end = match n_kept.map(|it| placed.get(it).map(|it| it.offset)) {
-            // All of them: the last one's padding may be missing.
-            Some(None) => placed.last().map_or(0, |it| (it.offset + it.n_bytes).next_multiple_of(alignment.into())),
-            Some(Some(offset)) => offset,
-            None => 0,
-        };
-        let end = n_kept.map_or(0, |_| header.len() as u64 + data_end);
+        let has_header = begins_with(&mut file, &header).map_err(fault)?;
+        let ends: Vec<u64> = placed.iter().map(|it| padded_end(it, alignment)).collect();
+        let whole = if has_header { whole } else { &[] };
+        let (turn, running) = whole_tensors(&mut file, Running::of_header(&header), &ends, whole).map_err(fault)?;
+        let data_end = turn.checked_sub(1).map_or(0, |it| ends[it]);
+        let end = if has_header { header.len() as u64 + data_end } else { 0 };
         file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(fault)?;
         let temporary = NamedTempFile::from_parts(file, TempPath::try_from_path(&path).map_err(fault)?);
-        let (file, turn) = (BufWriter::new(temporary), n_kept.unwrap_or(0));
-        let mut draft = Self { file, final_path: final_path.into(), tensors: placed, alignment, turn, n_written: 0 };
-        if n_kept.is_none() {
+        let mut draft = Self::over(temporary, final_path, placed, alignment);
+        if !has_header {
             draft.put(&header)?;
         }
+        (draft.turn, draft.running) = (turn, Some(running));
         Ok((draft, turn))
     }
 
     fn begin(final_path: &Path, metadata: &Metadata, tensors: Vec<Placed>, alignment: u32) -> Result<Self, GgufError> {
         check_names(final_path, metadata, &tensors)?;
         let header = padded_header(metadata, &tensors, alignment);
-        let file = temporary(final_path)?;
-        let mut draft = Self {
+        let mut draft = Self::over(temporary(final_path)?, final_path, tensors, alignment);
+        draft.put(&header)?;
+        Ok(draft)
+    }
+
+    /// A draft that holds nothing, or what is before the file's place.
+    fn over(file: NamedTempFile, final_path: &Path, tensors: Vec<Placed>, alignment: u32) -> Self {
+        Self {
             file: BufWriter::new(file),
             final_path: final_path.into(),
             tensors,
             alignment,
             turn: 0,
             n_written: 0,
-        };
-        draft.put(&header)?;
-        Ok(draft)
+            running: None,
+            write_back: WriteBack::default(),
+        }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
-        self.file.write_all(bytes).map_err(|it| GgufError::io(&self.final_path, it))
+        let mut put = || {
+            self.file.write_all(bytes)?;
+            self.running.as_mut().map_or(Ok(()), |it| it.write_all(bytes))?;
+            self.write_back.wrote(self.file.get_ref().as_file(), bytes.len())
+        };
+        put().map_err(|it| GgufError::io(&self.final_path, it))
+    }
+
+    /// SHA-256 of all tensors so far with what pads them, where they are digested.
+    pub fn data_sha256(&self) -> Option<[u8; 32]> {
+        self.running.as_ref().map(|it| it.data.clone().finalize().into())
     }
 
     /// Appends bytes of the tensor whose turn it is: all of them, or some of its rows at a time.
@@ -157,8 +213,11 @@ impl Draft {
         }
         let fault = |it| GgufError::io(&self.final_path, it);
         let file = self.file.into_inner().map_err(|it| fault(it.into_error()))?;
-        file.as_file().sync_all().map_err(fault)?;
-        Ok(FinishedDraft { path: file.into_temp_path(), final_path: self.final_path })
+        // A fault of the disk is told once, to whoever synced first.
+        self.write_back.finish().and_then(|()| file.as_file().sync_all()).map_err(fault)?;
+        let digests =
+            self.running.map(|it| Digests { file: it.file.finalize().into(), data: it.data.finalize().into() });
+        Ok(FinishedDraft { path: file.into_temp_path(), final_path: self.final_path, digests })
     }
 }
 
@@ -169,8 +228,12 @@ impl Draft {
 pub fn file_bytes(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<u64, GgufError> {
     let (placed, alignment) = place(Path::new(""), metadata, tensors)?;
     let header = padded_header(metadata, &placed, alignment).len() as u64;
-    let data = placed.last().map_or(0, |it| (it.offset + it.n_bytes).next_multiple_of(alignment.into()));
-    Ok(header + data)
+    Ok(header + placed.last().map_or(0, |it| padded_end(it, alignment)))
+}
+
+/// Where the padding after a tensor ends, from the start of the tensor data.
+fn padded_end(tensor: &Placed, alignment: u32) -> u64 {
+    (tensor.offset + tensor.n_bytes).next_multiple_of(alignment.into())
 }
 
 /// Where each tensor begins, and what all are aligned to.
@@ -202,6 +265,11 @@ impl FinishedDraft {
     /// Where it will lie.
     pub fn final_path(&self) -> &Path {
         &self.final_path
+    }
+
+    /// What was digested while it was written, if it was.
+    pub fn digests(&self) -> Option<Digests> {
+        self.digests
     }
 
     /// Gives the file its real name, over what may have that name now, and syncs the folder.
@@ -249,27 +317,31 @@ pub fn rewrite_metadata(source: &Gguf, metadata: &Metadata, final_path: &Path) -
     draft.finish()
 }
 
-/// How many of the first tensors a file still has as their digests say; `None` where it begins with another header.
+/// Whether a file begins with a header; it is then read up to there.
+fn begins_with(file: &mut File, header: &[u8]) -> std::io::Result<bool> {
+    let mut found = Vec::with_capacity(header.len());
+    file.take(header.len() as u64).read_to_end(&mut found)?;
+    Ok(found == header)
+}
+
+/// How many of the first tensors a file, read up to them, still has as the digests say; and the digests up to there.
+/// `ends` has where each ends, padding included.
 fn whole_tensors(
     file: &mut File,
-    header: &[u8],
-    placed: &[Placed],
+    mut running: Running,
+    ends: &[u64],
     digests: &[[u8; 32]],
-) -> std::io::Result<Option<usize>> {
-    let mut found = Vec::with_capacity(header.len());
-    (&mut *file).take(header.len() as u64).read_to_end(&mut found)?;
-    if found != header {
-        return Ok(None);
-    }
-    for (index, (placed, expected)) in placed.iter().zip(digests).enumerate() {
-        file.seek(SeekFrom::Start(header.len() as u64 + placed.offset))?;
-        let mut digest = Sha256::new();
-        let n_read = std::io::copy(&mut (&mut *file).take(placed.n_bytes), &mut digest)?;
-        if n_read != placed.n_bytes || digest.finalize()[..] != expected[..] {
-            return Ok(Some(index));
+) -> std::io::Result<(usize, Running)> {
+    let mut start = 0;
+    for (index, (end, expected)) in ends.iter().zip(digests).enumerate() {
+        let mut with_next = running.clone();
+        let n_read = std::io::copy(&mut (&mut *file).take(end - start), &mut with_next)?;
+        if n_read != end - start || with_next.data.clone().finalize()[..] != expected[..] {
+            return Ok((index, running));
         }
+        (running, start) = (with_next, *end);
     }
-    Ok(Some(digests.len().min(placed.len())))
+    Ok((digests.len().min(ends.len()), running))
 }
 
 fn padded_header(metadata: &Metadata, tensors: &[Placed], alignment: u32) -> Vec<u8> {

@@ -7,11 +7,12 @@ use fsq_checkpoint::architecture::permuted_heads;
 use fsq_checkpoint::{Adapter, Dimensions, architecture, modules};
 use fsq_gguf::{Draft, FinishedDraft, Metadata, TensorSpec};
 
-use crate::QuantizeError;
 use crate::merge::check_adapters;
+use crate::{Provenance, QuantizeError};
 
 /// Writes an adapter of a policy of these dimensions beside `final_path`: matrices in f32, `NAME.weight.lora_a`
-/// `[rank, in]` and `NAME.weight.lora_b` `[out, rank]`, rows of queries and keys in the order of the base's file.
+/// `[rank, in]` and `NAME.weight.lora_b` `[out, rank]`, rows of queries and keys in the order of the base's file. Where
+/// it came from, its base included, is in the file if it is given.
 ///
 /// # Errors
 /// When the adapter does not fit the policy, or the file cannot be written. Nothing is left behind then.
@@ -19,6 +20,7 @@ pub fn write_adapter(
     adapter: &Adapter,
     dimensions: &Dimensions,
     name: &str,
+    provenance: Option<&Provenance>,
     final_path: &Path,
 ) -> Result<FinishedDraft, QuantizeError> {
     check_adapters(dimensions, std::slice::from_ref(adapter))?;
@@ -27,6 +29,7 @@ pub fn write_adapter(
     metadata.insert("general.type", "adapter");
     metadata.insert("general.name", name);
     metadata.insert("adapter.type", "lora");
+    provenance.inspect(|it| it.write(&mut metadata));
     // Readers divide by the rank, whatever the adapter says.
     #[expect(clippy::cast_precision_loss, reason = "a rank has four digits")]
     let alpha = if adapter.rslora { adapter.scale() * adapter.rank as f32 } else { adapter.alpha };

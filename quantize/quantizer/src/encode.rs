@@ -1,6 +1,9 @@
 //! From weights to a file: tensor by tensor, rows in parallel; knows no recipe.
+//!
+//! What is encoded is digested and written by a thread of its own while the next rows are being encoded.
 
 use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 
 use fsq_blocks::Format;
 use fsq_checkpoint::architecture::permute_rotary_rows;
@@ -9,12 +12,14 @@ use fsq_gguf::{FinishedDraft, Metadata, TensorSpec};
 use rayon::prelude::*;
 
 use crate::codes::{Encoder, WEIGHTS_PER_TASK};
-use crate::growing::{Growing, Target};
+use crate::growing::{Growing, Kept, Part, Target};
 use crate::merge::{check_adapters, check_f16, merged};
 use crate::{Allocation, Codes, Importance, Plan, Provenance, QuantizeError, convert};
 
-/// Weights encoded between two reports of progress, while those before are written: enough for many cores.
+/// Weights encoded between two reports of progress: enough for many cores.
 const WEIGHTS_PER_STEP: usize = 1 << 21;
+/// Steps that may wait to be written: few, since each takes memory.
+const STEPS_WAITING: usize = 2;
 /// Weights that one task reads, widens, encodes and decodes again: few enough to stay in a core's cache.
 const WEIGHTS_PER_PIECE: usize = 1 << 15;
 
@@ -69,54 +74,119 @@ pub fn quantize<'a>(
     let allocations = plan.allocate(&checkpoint.dimensions, importance.is_some())?;
     check_importance(importance, &allocations)?;
     let (metadata, specs) = head(checkpoint, plan, &allocations, provenance)?;
-    let mut growing = Growing::begin(target.into(), &metadata, &specs)?;
-    for (name, factors) in convert::rope_tensors(&checkpoint.dimensions.options.rope) {
-        if !growing.has(name) {
-            growing.write(name, &factors.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>())?;
-            growing.note(name, None)?;
+    let (growing, kept) = Growing::begin(target.into(), &metadata, &specs)?;
+    let source = Source { checkpoint, adapters, codes: plan.codes, importance };
+    std::thread::scope(|scope| {
+        let (parts, to_write) = sync_channel(STEPS_WAITING);
+        let (tell_written, written) = channel();
+        let writer = scope.spawn(move || growing.follow(&to_write, &tell_written));
+        let n_weights = checkpoint.dimensions.parameters();
+        let mut outgoing = Outgoing { parts, written, n_done: 0, n_weights, progress };
+        let told = encode_tensors(&source, &allocations, kept, &mut outgoing);
+        outgoing.end();
+        let draft = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (told, draft) {
+            (Err(Some(fault)), _) | (_, Err(fault)) => Err(fault),
+            (Ok(tensors), Ok(draft)) => Ok(Encoded { draft, tensors }),
+            (Err(None), Ok(_)) => unreachable!("a writer ends early only with a fault"),
+        }
+    })
+}
+
+/// What is encoded, and how.
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    adapters: &'a [Adapter],
+    codes: Codes,
+    importance: Option<&'a Importance>,
+}
+
+/// Why no more is encoded: a fault, or nothing where the writer has ended, who then has one.
+type Halt = Option<QuantizeError>;
+
+/// The way to the file.
+struct Outgoing<'a> {
+    parts: SyncSender<Part>,
+    written: Receiver<usize>,
+    n_done: usize,
+    n_weights: usize,
+    progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Outgoing<'_> {
+    /// Hands something on, and tells of what was written meanwhile.
+    fn send(&mut self, part: Part) -> Result<(), Halt> {
+        self.parts.send(part).map_err(|_| None)?;
+        while let Ok(n_weights) = self.written.try_recv() {
+            self.tell(n_weights);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, n_weights: usize) {
+        self.n_done += n_weights;
+        (self.progress)(self.n_done, self.n_weights);
+    }
+
+    /// Lets the writer end, and tells of what it still writes.
+    fn end(self) {
+        let Self { parts, written, mut n_done, n_weights, progress } = self;
+        drop(parts);
+        for more in written {
+            n_done += more;
+            progress(n_done, n_weights);
         }
     }
-    let n_weights = checkpoint.dimensions.parameters();
-    let mut n_done = 0;
-    progress(n_done, n_weights);
+}
+
+/// Encodes all that is not kept; says what became of each tensor.
+fn encode_tensors(
+    source: &Source<'_>,
+    allocations: &[Allocation],
+    mut kept: Kept,
+    outgoing: &mut Outgoing<'_>,
+) -> Result<Vec<EncodedTensor>, Halt> {
+    for (name, factors) in convert::rope_tensors(&source.checkpoint.dimensions.options.rope) {
+        if !kept.has(name) {
+            let (tensor, pieces) = (name.to_owned(), vec![factors.iter().flat_map(|it| it.to_le_bytes()).collect()]);
+            outgoing.send(Part::Rows { tensor, pieces, n_weights: 0 })?;
+            outgoing.send(Part::Whole { tensor: name.into(), told: None })?;
+        }
+    }
+    outgoing.tell(0);
     let mut tensors: Vec<(EncodedTensor, Sums)> = Vec::with_capacity(allocations.len());
     let mut is_kept = false;
-    for (allocation, place) in allocations.iter().zip(matrix_places(&allocations)) {
+    for (allocation, place) in allocations.iter().zip(matrix_places(allocations)) {
         let name = &allocation.tensor.gguf;
         if place.0 == 0 {
-            let kept = growing.kept(allocation);
-            is_kept = kept.is_some();
-            n_done += kept.as_ref().map_or(0, |it| it.n_weights);
-            tensors.extend(kept.map(|it| (it, Sums::default())));
+            let told = kept.told(allocation);
+            is_kept = told.is_some();
+            outgoing.n_done += told.as_ref().map_or(0, |it| it.n_weights);
+            tensors.extend(told.map(|it| (it, Sums::default())));
         }
         if is_kept {
             continue;
         }
         let columns = allocation.tensor.shape.last().copied().unwrap_or(1);
-        let inputs = importance.map(|it| it.inputs((name, columns), place)).transpose()?.unwrap_or_default();
-        let encoder = Encoder::new(allocation.format, columns, plan.codes, &inputs);
-        let mut told = encode_matrix(&mut growing, (checkpoint, adapters), allocation, &encoder, &mut |n_rows| {
-            n_done += n_rows * columns;
-            progress(n_done, n_weights);
-        })?;
+        let inputs = source.importance.map(|it| it.inputs((name, columns), place)).transpose()?.unwrap_or_default();
+        let encoder = Encoder::new(allocation.format, columns, source.codes, &inputs);
+        let mut told = encode_matrix(outgoing, (source.checkpoint, source.adapters), allocation, &encoder)?;
         told.importance = inputs.squares.is_some();
         tell(&mut tensors, allocation, allocation.tensor.shape.iter().product(), told);
         if place.0 + 1 == place.1 {
-            growing.note(name, tensors.last().map(|it| &it.0))?;
+            outgoing.send(Part::Whole { tensor: name.clone(), told: tensors.last().map(|it| it.0.clone()) })?;
         }
     }
-    let tensors = tensors.into_iter().map(|it| it.0).collect();
-    Ok(Encoded { draft: growing.finish()?, tensors })
+    Ok(tensors.into_iter().map(|it| it.0).collect())
 }
 
-/// Encodes the rows of one matrix, or a vector, some at a time; `done` is told of them.
+/// Encodes the rows of one matrix, or a vector, some at a time.
 fn encode_matrix(
-    growing: &mut Growing,
+    outgoing: &mut Outgoing<'_>,
     source: (&Checkpoint, &[Adapter]),
     allocation: &Allocation,
     encoder: &Encoder<'_>,
-    done: &mut dyn FnMut(usize),
-) -> Result<Told, QuantizeError> {
+) -> Result<Told, Halt> {
     let tensor = &allocation.tensor;
     let (n_rows, columns) = (tensor.shape[0], tensor.shape.last().copied().unwrap_or(1));
     // Encoders that look at all rows get them together. Rotary rows change places within their head.
@@ -124,27 +194,29 @@ fn encode_matrix(
     let rows_together = if is_whole { n_rows } else { tensor.permuted_heads.map_or(1, |it| n_rows / it) };
     let rows_of = |weights: usize| (weights / columns).max(1).next_multiple_of(rows_together.max(1));
     let (rows_per_step, rows_per_piece) = (rows_of(WEIGHTS_PER_STEP), rows_of(WEIGHTS_PER_PIECE));
-    let pieces_of = |start: usize| {
+    let mut told = Told::default();
+    for start in (0..n_rows).step_by(rows_per_step) {
         let end = n_rows.min(start + rows_per_step);
         let starts = (start..end).into_par_iter().step_by(rows_per_piece);
         let piece = |it: usize| encode_piece(source, allocation, encoder, it..end.min(it + rows_per_piece));
-        starts.map(piece).collect::<Vec<_>>()
-    };
-    let mut told = Told::default();
-    let mut ready: Vec<Result<Piece, QuantizeError>> = Vec::new();
-    for start in (0..n_rows).step_by(rows_per_step) {
-        // What is encoded is written while the next is being encoded.
-        let (written, next) = rayon::join(|| write_pieces(growing, tensor, ready, &mut told), || pieces_of(start));
-        done(written?);
-        ready = next;
+        let encoded: Vec<Result<Piece, QuantizeError>> = starts.map(piece).collect();
+        let (mut pieces, mut n_weights) = (Vec::with_capacity(encoded.len()), 0);
+        // In their order, which also decides whose fault is told.
+        for piece in encoded {
+            let piece = piece?;
+            told.sums = told.sums.plus(piece.sums);
+            told.codes = piece.codes;
+            n_weights += piece.n_weights;
+            pieces.push(piece.bytes);
+        }
+        outgoing.send(Part::Rows { tensor: tensor.gguf.clone(), pieces, n_weights })?;
     }
-    done(write_pieces(growing, tensor, ready, &mut told)?);
     Ok(told)
 }
 
 /// Some rows, encoded.
 struct Piece {
-    n_rows: usize,
+    n_weights: usize,
     bytes: Vec<u8>,
     codes: Codes,
     sums: Sums,
@@ -164,25 +236,7 @@ fn encode_piece(
     let (bytes, codes) = encoder.encode(&weights);
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let sums = sums_of(allocation, columns, &weights, &bytes)?;
-    Ok(Piece { n_rows: weights.len() / columns, bytes, codes, sums })
-}
-
-/// Appends pieces in their order, which also decides whose error is told; returns their rows.
-fn write_pieces(
-    growing: &mut Growing,
-    tensor: &TensorName,
-    pieces: Vec<Result<Piece, QuantizeError>>,
-    told: &mut Told,
-) -> Result<usize, QuantizeError> {
-    let mut n_rows = 0;
-    for piece in pieces {
-        let piece = piece?;
-        growing.write(&tensor.gguf, &piece.bytes)?;
-        told.sums = told.sums.plus(piece.sums);
-        told.codes = piece.codes;
-        n_rows += piece.n_rows;
-    }
-    Ok(n_rows)
+    Ok(Piece { n_weights: weights.len(), bytes, codes, sums })
 }
 
 /// Metadata and tensors of the file to be.

@@ -36,6 +36,6 @@ pub use merge::{check_adapters, merge_to_checkpoint, merged_tensor, open_base};
 pub use moments::{Moments, MomentsByTensor};
 pub use plan::{Allocation, Mix, Plan};
 pub use plan_file::{plan_text, read_plan};
-pub use provenance::{Deploy, Provenance};
+pub use provenance::{Deploy, Provenance, adapter_sha256};
 pub use raise::raise;
 pub use sensitivity::{Loss, Sensitivities, Sensitivity};

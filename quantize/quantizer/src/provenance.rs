@@ -109,7 +109,8 @@ pub(crate) fn base_name(checkpoint: &Checkpoint) -> String {
     name.map_or_else(|| "policy".into(), |it| it.to_string_lossy().into_owned())
 }
 
-fn adapter_sha256(adapter: &Adapter) -> [u8; 32] {
+/// SHA-256 over an adapter's scale, modules and matrices: the same of a PEFT folder and of the GGUF file made from it.
+pub fn adapter_sha256(adapter: &Adapter) -> [u8; 32] {
     let mut parts = Parts::new();
     parts.add_floats(&[adapter.scale()]);
     for (module, pair) in &adapter.pairs {

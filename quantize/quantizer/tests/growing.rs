@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use fsq_checkpoint::Checkpoint;
+use fsq_gguf::Gguf;
 use fsq_quantizer::{Encoded, Mix, Plan, Provenance, Target, quantize};
 
 const DRAFT: &str = ".p.gguf.draft";
@@ -25,7 +26,10 @@ fn encode(folder: &Path, watch: &mut dyn FnMut(usize)) -> (Vec<usize>, Vec<u8>, 
     let (plan, target) = (Plan::new(Mix::Q8_0), Target::resumed(&path));
     let Encoded { draft, tensors } =
         quantize(&checkpoint, &[], &plan, None, &provenance, target, &mut progress).unwrap();
+    let digests = draft.digests().unwrap();
     let path = draft.publish().unwrap();
+    let read = Gguf::open(&path).unwrap();
+    assert_eq!((digests.file, digests.data), (read.file_sha256(), read.data_sha256()), "digested as it is read");
     (steps, std::fs::read(path).unwrap(), format!("{tensors:?}"))
 }
 

@@ -27,6 +27,9 @@ pub(super) struct Mapped {
     measured_on: MeasuredOn,
     /// Of the estimates; `null` where there are too few outcomes to hold some out.
     pub(super) metrics: Option<Metrics>,
+    /// Around the Brier score and the signed gap of the estimates, 95 %, by cluster.
+    brier_interval: Option<Interval>,
+    signed_gap_interval: Option<Interval>,
     /// How much the Brier score rises from what was stated to the estimates, by pairs; a fall is negative.
     brier_rise: Option<f64>,
     brier_rise_interval: Option<Interval>,
@@ -84,7 +87,12 @@ impl Mapped {
         outcomes: &[Observed],
         estimates: Option<&[Observed]>,
     ) -> Self {
-        let error = |it: &Observed| (it.probability() - f64::from(u8::from(it.success()))).powi(2);
+        let gap = |it: &Observed| it.probability() - f64::from(u8::from(it.success()));
+        let error = |it: &Observed| gap(it).powi(2);
+        let mean = |of: &dyn Fn(&Observed) -> f64| {
+            let values: Vec<(u64, f64)> = estimates?.iter().map(|it| (it.cluster(), of(it))).collect();
+            mean_clustered(&values, CONFIDENCE)
+        };
         let rises = |estimates: &[Observed]| -> Vec<(u64, f64)> {
             let pairs = outcomes.iter().zip(estimates);
             pairs.map(|(stated, estimate)| (stated.cluster(), error(estimate) - error(stated))).collect()
@@ -94,6 +102,8 @@ impl Mapped {
         Self {
             metadata,
             measured_on,
+            brier_interval: mean(&error),
+            signed_gap_interval: mean(&gap),
             brier_rise: metrics.as_ref().and_then(|it| it.brier).zip(stated).map(|(after, before)| after - before),
             brier_rise_interval: estimates.and_then(|it| mean_clustered(&rises(it), CONFIDENCE)),
             metrics,
@@ -112,6 +122,10 @@ impl Mapped {
         let mut text = format!("\nafter a map of the family `{family}`: {on}\n");
         if let (Some(rise), Some(interval)) = (self.brier_rise, self.brier_rise_interval) {
             text += &format!("its Brier score is {rise:+.4}, {:+.4} to {:+.4}\n", interval.low, interval.high);
+        }
+        let gap = self.metrics.as_ref().and_then(|it| it.signed_gap);
+        if let (Some(gap), Some(interval)) = (gap, self.signed_gap_interval) {
+            text += &format!("its signed gap is {gap:+.4}, {:+.4} to {:+.4}\n", interval.low, interval.high);
         }
         text
     }

@@ -108,7 +108,12 @@ fn verdicts(document: &Document) -> String {
     if document.gate == "none" {
         return part + "Not judged: nothing here says whether these files still see what the checkpoint sees.\n\n";
     }
-    let _ = writeln!(part, "Profile `{}`; both sides played the same tasks.\n", document.gate);
+    let _ = writeln!(part, "Profile `{}`; both sides played the same tasks.", document.gate);
+    if document.files.iter().any(|it| it.override_reason.is_none() && !it.rounds.is_empty()) {
+        part += "A file that fails is followed by others until one passes, and trying several errs more often than \
+                 trying one: each is judged at a part of the 5 % that all of them together may err.\n";
+    }
+    part += "\n";
     for file in &document.files {
         for run in &file.gates {
             part += &judged(run);

@@ -68,6 +68,9 @@ pub(crate) struct Round {
     pub(crate) remedy: String,
     pub(crate) format: String,
     pub(crate) n_bytes: usize,
+    /// One-sided level of every gate's bound: those of all rounds sum to at most 5 %, since the first file that passes
+    /// is taken. Nothing where the round was passed over.
+    pub(crate) level: Option<f64>,
     pub(crate) verdict: String,
     /// The gates that did not pass, in words.
     pub(crate) sentences: Vec<String>,
@@ -127,7 +130,8 @@ pub(super) fn text(document: &Document, out: &Path) -> String {
     let mut text = output::columns(&rows);
     for file in &document.files {
         for (number, round) in file.rounds.iter().enumerate() {
-            text += &format!("{}, round {number}, {}: {}\n", file.file, round.remedy, round.verdict);
+            let level = round.level.map_or_else(String::new, |it| format!(" (at {:.2} %, one-sided)", 100.0 * it));
+            text += &format!("{}, round {number}, {}: {}{level}\n", file.file, round.remedy, round.verdict);
             text += &round.sentences.iter().map(|it| format!("  {it}\n")).collect::<String>();
         }
         if !file.published {

@@ -14,7 +14,7 @@ use fsq_quantizer::Importance;
 use super::work::Work;
 use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_adapted};
 use crate::failure::{Outcome, Refusal};
-use crate::gate::{gate_runs, judge_worlds, outcome_of};
+use crate::gate::{gate_runs, judge_worlds_sharing, outcome_of};
 use crate::output::hex;
 use crate::policy::Kv;
 use crate::progress::Progress;
@@ -75,15 +75,16 @@ impl<'a> Court<'a> {
         Self { work, progress, threads, profile, worlds, episodes, seed: arguments.seed, reference, adapter }
     }
 
-    /// Judges a file; `mapped` gives both sides the recalibration maps that fit them.
+    /// Judges a file; `mapped` gives both sides the recalibration maps that fit them. Of several files that are judged
+    /// in turn each has a share of the error that all of them together may make.
     ///
     /// # Errors
     /// When a file cannot be played. Maps that no outcomes carry are the second kind of error, which a ladder survives.
-    pub(super) fn judge(&self, name: &str, file: &Path, mapped: bool) -> anyhow::Result<Judgement> {
+    pub(super) fn judge(&self, name: &str, file: &Path, mapped: bool, share: f64) -> anyhow::Result<Judgement> {
         let reference = self.side("the 16-bit reference", &self.reference, mapped)?;
         let candidate = self.side(name, file, mapped)?;
-        let reports =
-            judge_worlds((&reference.0, reference.1.as_ref()), (&candidate.0, candidate.1.as_ref()), &self.profile)?;
+        let (of_reference, own) = ((&*reference.0, reference.1.as_ref()), (&*candidate.0, candidate.1.as_ref()));
+        let reports = judge_worlds_sharing(of_reference, own, &self.profile, share)?;
         Ok(Judgement { reports, maps: candidate.1 })
     }
 
@@ -137,6 +138,11 @@ impl<'a> Court<'a> {
 impl Judgement {
     pub(super) fn outcome(&self) -> Outcome {
         outcome_of(self.reports.iter().map(|it| it.1.verdict()))
+    }
+
+    /// The one-sided level of every gate's bound.
+    pub(super) fn level(&self) -> f64 {
+        self.reports.first().map_or(0.0, |it| it.1.look().level)
     }
 
     /// The word for the report.

@@ -1,4 +1,8 @@
 //! What is done when a gate fails: three rounds, each with a remedy of its own, and then an honest end.
+//!
+//! Whoever tries four files and takes the first that passes errs more often than whoever tries one, on the same tasks
+//! or on others. So the rounds divide what a gate may err: together they pass a harmful file as seldom as one
+//! judgement.
 
 use std::fmt::Write as _;
 
@@ -16,12 +20,24 @@ const MENDED_BY_MAPS: [&str; 3] = ["G2", "G2b", "G3"];
 /// Of a file's bytes, the part that its most sensitive tensors may grow by: less than the step to the next format.
 const GROWTH_DIVISOR: usize = 8;
 
+/// Of what a gate may err, the part of the file as asked for; remedies have equal parts of the rest.
+const SHARE_OF_FIRST: f64 = 0.5;
+
 /// What a failing file may be helped by, in the order in which it is tried.
 #[derive(Clone, Copy)]
 enum Remedy {
     Map,
     MoreBits,
     LargerFormat,
+}
+
+// No more than the whole, but for what floats leave.
+const _: () = assert!(SHARE_OF_FIRST + Remedy::ALL.len() as f64 * Remedy::SHARE < 1.0 + 1e-9);
+
+impl Remedy {
+    const ALL: [Self; 3] = [Self::Map, Self::MoreBits, Self::LargerFormat];
+    /// The part of the error that each may make.
+    const SHARE: f64 = (1.0 - SHARE_OF_FIRST) / Self::ALL.len() as f64;
 }
 
 /// Where the ladder ended.
@@ -48,10 +64,12 @@ impl Ladder<'_> {
     /// Encodes, judges and, while a gate fails, tries the next remedy.
     pub(super) fn climb(&self, mix: Mix) -> anyhow::Result<Climbed> {
         let mut candidate = self.maker.make(mix, &[])?;
-        let mut judgement = self.court.judge(mix.name(), &candidate.file, false)?;
+        // Judged once, a file has all of the error to itself.
+        let share = if self.is_overridden { 1.0 } else { SHARE_OF_FIRST };
+        let mut judgement = self.court.judge(mix.name(), &candidate.file, false, share)?;
         let mut rounds = vec![self.round("as asked for".into(), &candidate, &judgement)?];
         let mut mapped = false;
-        for remedy in [Remedy::Map, Remedy::MoreBits, Remedy::LargerFormat] {
+        for remedy in Remedy::ALL {
             if self.is_overridden || judgement.outcome() != Outcome::Failed {
                 break;
             }
@@ -79,7 +97,7 @@ impl Ladder<'_> {
                 },
             };
             let told = if needs_map && !matches!(remedy, Remedy::Map) { told + ", with a map" } else { told };
-            match self.court.judge(next.mix.name(), &next.file, needs_map) {
+            match self.court.judge(next.mix.name(), &next.file, needs_map, Remedy::SHARE) {
                 Ok(judged) => {
                     (candidate, judgement, mapped) = (next, judged, needs_map);
                     rounds.push(self.round(told, &candidate, &judgement)?);
@@ -115,6 +133,7 @@ impl Ladder<'_> {
             remedy,
             format: candidate.mix.name().into(),
             n_bytes: Gguf::open(&candidate.file)?.n_bytes(),
+            level: Some(judgement.level()),
             verdict: judgement.verdict().into(),
             sentences: judgement.unmet().into_iter().map(|it| it.1).collect(),
         };
@@ -127,6 +146,7 @@ impl Ladder<'_> {
             remedy: remedy.into(),
             format: String::new(),
             n_bytes: 0,
+            level: None,
             verdict: format!("not tried: {why}"),
             sentences: Vec::new(),
         };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use fsq_blocks::Format;
 use fsq_checkpoint::{Adapter, Checkpoint};
-use fsq_gguf::Gguf;
+use fsq_gguf::{Digests, Gguf};
 use fsq_quantizer::{Encoded, Importance, Mix, Plan, Provenance, Target, quantize};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -38,6 +38,7 @@ pub(super) struct Candidate {
     pub(super) file: PathBuf,
     pub(super) mix: Mix,
     pub(super) told: Told,
+    pub(super) digests: Digests,
 }
 
 /// What is kept beside an encoded file.
@@ -72,19 +73,22 @@ impl Maker<'_> {
         let (file, told) = (self.work.path(&format!("{stem}.gguf")), format!("{stem}.json"));
         if let Some(told) = self.work.kept(&told).filter(|_| file.exists()) {
             self.progress.say(&format!("{}: already encoded", mix.name()));
-            return Ok(Candidate { file, mix, told });
+            let digests = digests(&Gguf::open(&file)?);
+            return Ok(Candidate { file, mix, told, digests });
         }
         let started = Instant::now();
         self.progress.stage(mix.name(), checkpoint.dimensions.parameters() as u64);
         let mut watch = |done: usize, _: usize| self.progress.set(done as u64);
         let Encoded { draft, tensors } =
             quantize(checkpoint, merged, &plan, importance.as_ref(), provenance, Target::resumed(&file), &mut watch)?;
+        let digested = draft.digests();
         let file = draft.publish()?;
         self.progress.finish();
         let tensors = tensors.into_iter().map(TensorRecord::from).collect();
         let kept = Told { seconds: started.elapsed().as_secs_f64(), tensors };
         self.work.keep(&told, &kept)?;
-        Ok(Candidate { file, mix, told: kept })
+        let digests = digested.map_or_else(|| Ok(digests(&Gguf::open(&file)?)), anyhow::Ok)?;
+        Ok(Candidate { file, mix, told: kept, digests })
     }
 }
 
@@ -104,10 +108,10 @@ impl Inputs {
     }
 }
 
-/// SHA-256 of a file and of everything after its header.
-pub(super) fn digests(gguf: &Gguf) -> [String; 2] {
+/// Of a file that was not digested while it was written.
+pub(super) fn digests(gguf: &Gguf) -> Digests {
     let (file, data) = rayon::join(|| gguf.file_sha256(), || gguf.data_sha256());
-    [hex(&file), hex(&data)]
+    Digests { file, data }
 }
 
 /// A name for what a plan gives, which differs where the plan does.

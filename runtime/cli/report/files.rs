@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::page::{STYLE, render};
+use super::record::GateRun;
+use super::scope::{Scope, scope};
 use crate::output::bytes_text;
 use crate::quantize::{Document, TensorRecord};
 
@@ -12,6 +14,7 @@ const PAGE: &str = include_str!("files.html.jinja");
 struct Page<'a> {
     style: &'static str,
     document: &'a Document,
+    scope: Option<Scope>,
     rows: Vec<FileRow>,
     tensors: Vec<TensorRow>,
 }
@@ -56,6 +59,8 @@ pub(crate) fn render_html(document: &Document) -> anyhow::Result<String> {
         n_weights: tensor.n_weights,
         cells: document.files.iter().filter_map(|file| file.tensors.get(place).map(cell)).collect(),
     });
-    let page = Page { style: STYLE, document, rows: rows.collect(), tensors: tensors.collect() };
+    let runs: Vec<&GateRun> = document.files.iter().flat_map(|it| &it.gates).collect();
+    let scope = scope(&runs);
+    let page = Page { style: STYLE, document, scope, rows: rows.collect(), tensors: tensors.collect() };
     render("files.html", PAGE, &page)
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::charts::{self, Axis, Bin, Dots, Horizons, Style, Told};
 use super::gates::Gates;
 use super::record::{Arm, DemoReport, GateRun, Measured, Row, STAGES, Served};
+use super::scope::{Scope, scope};
 use super::summary::{self, Summary};
 use super::training::TrainingPart;
 use crate::output::bytes_text;
@@ -39,6 +40,7 @@ struct Page<'a> {
     style: &'static str,
     report: &'a DemoReport,
     summary: Summary,
+    scope: Option<Scope>,
     memory: String,
     arms: Vec<ArmFacts<'a>>,
     has_other: bool,
@@ -133,6 +135,7 @@ impl<'a> Page<'a> {
             style: STYLE,
             report,
             summary: summary::summary(report),
+            scope: main.and_then(|it| scope(&it.gates.iter().collect::<Vec<_>>())),
             memory: bytes_text(report.machine.memory_bytes),
             arms: report.arms.iter().map(arm_facts).collect(),
             has_other: other.is_some(),

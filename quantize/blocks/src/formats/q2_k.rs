@@ -36,15 +36,18 @@ const GRID: Grid = Grid { group: 16, scales: (0, 15), minima: (0, 15), levels: &
 
 impl Q2_K {
     /// The levels in order.
+    #[inline(always)]
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         super_block::unpack_2_bit(&self.levels)
     }
 
     /// Scale and minimum of a group of 16 weights.
+    #[inline(always)]
     pub fn scale_and_minimum(&self, group: usize) -> (u8, u8) {
         (self.scales[group] & 0xf, self.scales[group] >> 4)
     }
 
+    #[inline(always)]
     fn pack(fitted: &Fitted) -> Self {
         Self {
             scales: std::array::from_fn(|it| fitted.scales[it] | fitted.minima[it] << 4),
@@ -62,6 +65,7 @@ impl BlockFormat for Q2_K {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::pack(&SHAPE.fit(super_block::whole(weights), importance.map(|it| it.columns)))
     }
@@ -75,6 +79,7 @@ impl BlockFormat for Q2_K {
         Some(Self::pack(&Fitted::from(parts)))
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         SHAPE.decode(&self.unpacked(), [self.d, self.d_min], |it| self.scale_and_minimum(it), weights);
     }

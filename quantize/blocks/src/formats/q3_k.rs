@@ -29,6 +29,7 @@ const GRID: Grid = Grid { group: 16, scales: (-32, 31), minima: (0, 0), levels: 
 
 impl Q3_K {
     /// The levels in order, from -4 to 3.
+    #[inline(always)]
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = super_block::unpack_2_bit(&self.low);
         for (group, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -40,12 +41,14 @@ impl Q3_K {
     }
 
     /// The scale of a group of 16 weights, from -32 to 31.
+    #[inline(always)]
     pub fn scale(&self, group: usize) -> i8 {
         let low = self.scales[group % 8] >> (group / 8 * 4) & 0xf;
         let high = self.scales[8 + group % 4] >> (group / 4 * 2) & 3;
         (low | high << 4) as i8 - 32
     }
 
+    #[inline(always)]
     fn pack(d: Half, scales: &[u8; 16]) -> Self {
         let mut block = Self { d, ..Self::zeroed() };
         for (group, scale) in scales.iter().enumerate() {
@@ -56,12 +59,14 @@ impl Q3_K {
     }
 
     /// Levels from 0 to 7.
+    #[inline(always)]
     fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
         self.low = super_block::pack_2_bit(levels);
         self.high =
             std::array::from_fn(|byte| (0..8).fold(0, |bits, bit| bits | (levels[32 * bit + byte] >> 2) << bit));
     }
 
+    #[inline(always)]
     fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let mut levels = [0u8; WEIGHTS];
         let mut block = match importance {
@@ -74,6 +79,7 @@ impl Q3_K {
         block
     }
 
+    #[inline(always)]
     fn fit_plain(x: &[f32; WEIGHTS], levels: &mut [u8; WEIGHTS]) -> Self {
         let mut scales = [0.0f32; 16];
         let (groups, _) = x.as_chunks::<16>();
@@ -88,6 +94,7 @@ impl Q3_K {
         Self::pack(Half::from_f32(1.0 / inverse), &scales.map(|it| (nearest(inverse * it).clamp(-32, 31) + 32) as u8))
     }
 
+    #[inline(always)]
     fn fit_weighted(x: &[f32; WEIGHTS], importance: &[f32], levels: &mut [u8; WEIGHTS]) -> Self {
         let sigma2 = 2.0 * search::sum_of_squares(x) / WEIGHTS as f32;
         let (mut scales, mut totals) = ([0.0f32; 16], [0.0f32; 16]);
@@ -119,6 +126,7 @@ impl BlockFormat for Q3_K {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
     }
@@ -133,6 +141,7 @@ impl BlockFormat for Q3_K {
         Some(block)
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         super_block::decode::<16>(&self.unpacked(), self.d, |it| self.scale(it), weights);
     }

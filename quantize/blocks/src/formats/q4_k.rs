@@ -36,15 +36,18 @@ const GRID: Grid = Grid { group: 32, scales: (0, 63), minima: (0, 63), levels: &
 
 impl Q4_K {
     /// The levels in order.
+    #[inline(always)]
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         super_block::unpack_4_bit(&self.levels)
     }
 
     /// Scale and minimum of a group of 32 weights.
+    #[inline(always)]
     pub fn scale_and_minimum(&self, group: usize) -> (u8, u8) {
         super_block::unpack_6_bit(&self.scales, group)
     }
 
+    #[inline(always)]
     fn pack(fitted: &Fitted) -> Self {
         Self {
             d: fitted.d,
@@ -62,6 +65,7 @@ impl BlockFormat for Q4_K {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::pack(&SHAPE.fit(super_block::whole(weights), importance.map(|it| it.columns)))
     }
@@ -75,6 +79,7 @@ impl BlockFormat for Q4_K {
         Some(Self::pack(&Fitted::from(parts)))
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         SHAPE.decode(&self.unpacked(), [self.d, self.d_min], |it| self.scale_and_minimum(it), weights);
     }

@@ -38,6 +38,7 @@ const GRID: Grid = Grid { group: 32, scales: (0, 63), minima: (0, 63), levels: &
 
 impl Q5_K {
     /// The levels in order.
+    #[inline(always)]
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = super_block::unpack_4_bit(&self.low);
         for (group, levels) in levels.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -49,10 +50,12 @@ impl Q5_K {
     }
 
     /// Scale and minimum of a group of 32 weights.
+    #[inline(always)]
     pub fn scale_and_minimum(&self, group: usize) -> (u8, u8) {
         super_block::unpack_6_bit(&self.scales, group)
     }
 
+    #[inline(always)]
     fn pack(fitted: &Fitted) -> Self {
         let high = |byte: usize| (0..8).fold(0, |bits, group| bits | (fitted.levels[32 * group + byte] >> 4) << group);
         Self {
@@ -72,6 +75,7 @@ impl BlockFormat for Q5_K {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::pack(&SHAPE.fit(super_block::whole(weights), importance.map(|it| it.columns)))
     }
@@ -85,6 +89,7 @@ impl BlockFormat for Q5_K {
         Some(Self::pack(&Fitted::from(parts)))
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         SHAPE.decode(&self.unpacked(), [self.d, self.d_min], |it| self.scale_and_minimum(it), weights);
     }

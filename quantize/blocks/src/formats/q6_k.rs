@@ -28,6 +28,7 @@ const GRID: Grid = Grid { group: 16, scales: (-128, 127), minima: (0, 0), levels
 
 impl Q6_K {
     /// The levels in order, from -32 to 31.
+    #[inline(always)]
     pub fn unpacked(&self) -> [i8; WEIGHTS] {
         let mut levels = [0; WEIGHTS];
         let halves = self.low.as_chunks::<64>().0.iter().zip(self.high.as_chunks::<32>().0);
@@ -43,6 +44,7 @@ impl Q6_K {
         levels
     }
 
+    #[inline(always)]
     fn pack_levels(&mut self, levels: &[u8; WEIGHTS]) {
         self.low = std::array::from_fn(|index| {
             let first = 128 * (index / 64) + index % 64;
@@ -54,6 +56,7 @@ impl Q6_K {
         });
     }
 
+    #[inline(always)]
     fn fit(x: &[f32; WEIGHTS], importance: Option<&[f32]>) -> Self {
         let mut levels = [0u8; WEIGHTS];
         let mut scales = [0.0f32; 16];
@@ -89,6 +92,7 @@ impl BlockFormat for Q6_K {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], importance: Option<ColumnImportance<'_>>) -> Self {
         Self::fit(super_block::whole(weights), importance.map(|it| it.columns))
     }
@@ -103,6 +107,7 @@ impl BlockFormat for Q6_K {
         Some(block)
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         super_block::decode::<16>(&self.unpacked(), self.d, |it| self.scales[it], weights);
     }

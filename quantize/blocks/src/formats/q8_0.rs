@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::block::{Activation, BlockFormat, ColumnImportance, Half, assert_fits};
+use crate::block::{Activation, BlockFormat, ColumnImportance, Half};
 use crate::block_of_32::{self, WEIGHTS};
 use crate::coded::{Grid, Parts, whole_numbers};
 
@@ -40,18 +40,6 @@ fn rounded(value: f32) -> i8 {
     (value + BELOW_HALF.copysign(value)) as i32 as i8
 }
 
-#[inline(always)]
-fn encoded(weights: &[f32]) -> Q8_0 {
-    let largest = largest_magnitude(weights);
-    let d = largest / 127.0;
-    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
-    let mut levels = [0i8; WEIGHTS];
-    for (level, &x) in levels.iter_mut().zip(weights) {
-        *level = rounded(x * inverse);
-    }
-    Q8_0 { d: Half::from_f32(d), levels }
-}
-
 impl BlockFormat for Q8_0 {
     const WEIGHTS: usize = WEIGHTS;
     const USES_IMPORTANCE: bool = false;
@@ -59,18 +47,16 @@ impl BlockFormat for Q8_0 {
 
     const GRID: Option<&'static Grid> = Some(&GRID);
 
+    #[inline(always)]
     fn encode_block(weights: &[f32], _: Option<ColumnImportance<'_>>) -> Self {
-        encoded(weights)
-    }
-
-    fn encode(weights: &[f32], _: Option<&[f32]>, blocks: &mut [Self]) {
-        assert_fits(weights.len(), blocks.len(), WEIGHTS);
-        // Compiled for the vectors of each machine, as `search` is.
-        pulp::Arch::new().dispatch(|| {
-            for (weights, block) in weights.as_chunks::<WEIGHTS>().0.iter().zip(blocks) {
-                *block = encoded(weights);
-            }
-        });
+        let largest = largest_magnitude(weights);
+        let d = largest / 127.0;
+        let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+        let mut levels = [0i8; WEIGHTS];
+        for (level, &x) in levels.iter_mut().zip(weights) {
+            *level = rounded(x * inverse);
+        }
+        Self { d: Half::from_f32(d), levels }
     }
 
     fn parts(&self) -> Option<Parts> {
@@ -83,6 +69,7 @@ impl BlockFormat for Q8_0 {
         Some(Self { d: parts.d, levels })
     }
 
+    #[inline(always)]
     fn decode_block(&self, weights: &mut [f32]) {
         block_of_32::decode(self.levels, self.d.to_f32(), weights);
     }
