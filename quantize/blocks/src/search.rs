@@ -345,12 +345,12 @@ fn affine_fit<S: Simd>(simd: S, n: f32, x: &[S::f32s], weights: &[S::f32s], tria
     for (level, &x) in tried.iter_mut().zip(x) {
         *level = affine_level(simd, n, x, inverse, min);
     }
-    let mut best = affine_error(simd, (x, weights, &tried), (scale, min), trials.absolute);
+    let mut best = affine_error(simd, x, weights, &tried, (scale, min), trials.absolute);
     for step in 0..=trials.n_steps {
         // The span is that of the best minimum so far, not of the weights: each gain moves the next trial.
         let stretched = simd.splat_f32s(trials.first + trials.step * step as f32 + n);
         let trial_inverse = simd.div_f32s(stretched, simd.sub_f32s(max, min));
-        let [sum_l, sum_l2, sum_xl] = affine_sums(simd, n, (x, weights), (trial_inverse, min), &mut tried);
+        let [sum_l, sum_l2, sum_xl] = affine_sums(simd, n, x, weights, (trial_inverse, min), &mut tried);
         let cross = |[a, b, c, d]: [S::f32s; 4]| simd.sub_f32s(simd.mul_f32s(a, b), simd.mul_f32s(c, d));
         let determinant = cross([sum_w, sum_l2, sum_l, sum_l]);
         let fitted_min = simd.div_f32s(cross([sum_l2, sum_x, sum_l, sum_xl]), determinant);
@@ -358,7 +358,7 @@ fn affine_fit<S: Simd>(simd: S, n: f32, x: &[S::f32s], weights: &[S::f32s], tria
         let is_above = simd.less_than_f32s(zero, fitted_min);
         let trial_min = simd.select_f32s(is_above, zero, fitted_min);
         let trial_scale = simd.select_f32s(is_above, simd.div_f32s(sum_xl, sum_l2), fitted);
-        let trial = affine_error(simd, (x, weights, &tried), (trial_scale, trial_min), trials.absolute);
+        let trial = affine_error(simd, x, weights, &tried, (trial_scale, trial_min), trials.absolute);
         let gains = simd.and_m32s(simd.less_than_f32s(zero, determinant), simd.less_than_f32s(trial, best));
         let or = |trial, best| simd.select_f32s(gains, trial, best);
         (best, inverse, from) = (or(trial, best), or(trial_inverse, inverse), or(min, from));
@@ -393,7 +393,8 @@ fn affine_level<S: Simd>(simd: S, n: f32, x: S::f32s, inverse: S::f32s, min: S::
 fn affine_sums<S: Simd>(
     simd: S,
     n: f32,
-    (x, weights): (&[S::f32s], &[S::f32s]),
+    x: &[S::f32s],
+    weights: &[S::f32s],
     (inverse, min): (S::f32s, S::f32s),
     tried: &mut [S::f32s],
 ) -> [S::f32s; 3] {
@@ -413,7 +414,9 @@ fn affine_sums<S: Simd>(
 #[inline(always)]
 fn affine_error<S: Simd>(
     simd: S,
-    (x, weights, levels): (&[S::f32s], &[S::f32s], &[S::f32s]),
+    x: &[S::f32s],
+    weights: &[S::f32s],
+    levels: &[S::f32s],
     (scale, min): (S::f32s, S::f32s),
     absolute: bool,
 ) -> S::f32s {
