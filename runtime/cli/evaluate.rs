@@ -160,6 +160,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
         format: if arguments.plain { Format::Plain } else { Format::Foresight },
         kv: arguments.kv,
     };
+    // Before minutes of play, not after.
+    let draft = arguments.outcomes.as_deref().map(output::Draft::new).transpose()?;
     let progress = Progress::new();
     progress.stage(format!("episodes in {}", plan.world.name()), plan.episodes as u64);
     let mut policy = load(&arguments.file, globals.threads(), plan.kv)?;
@@ -169,8 +171,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
         Difficulty::Harder => play_harder(&mut policy, &plan, &mut watch)?,
     };
     progress.finish();
-    if let Some(path) = &arguments.outcomes {
-        outcomes::write(path, &played, &episodes)?;
+    if let Some(draft) = draft {
+        outcomes::write(draft, &played, &episodes)?;
     }
     for episode in episodes.iter().take(arguments.show) {
         show(episode);

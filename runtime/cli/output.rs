@@ -37,6 +37,10 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(path: &'a Path) -> anyhow::Result<Self> {
+        let folder = folder_of(path);
+        if !folder.is_dir() {
+            return Err(Refusal::new(format!("{}: expected a folder `{}`", path.display(), folder.display())).into());
+        }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".fsq-").suffix(".draft");
         #[cfg(unix)]
@@ -45,7 +49,7 @@ impl<'a> Draft<'a> {
             // As any program makes a file; the user's mask takes from it.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder_of(path)).with_context(|| path.display().to_string())?;
+        let file = builder.tempfile_in(folder).with_context(|| path.display().to_string())?;
         Ok(Self { path, file: BufWriter::new(file) })
     }
 

@@ -116,7 +116,10 @@ fn means(outcomes: &[Outcome], confidence: f64, others: MetricIntervals) -> Metr
     let mean = |of: &dyn Fn(f64, f64) -> f64| mean_clustered(&values(of), confidence);
     let base_rate = share(&values(&|_, success| success), confidence);
     let successes = outcomes.iter().filter(|it| it.success()).count();
-    let stated = outcomes.iter().map(|it| it.probability()).sum::<f64>() / outcomes.len() as f64;
+    let mut stated: Vec<f64> = outcomes.iter().map(|it| it.probability()).collect();
+    // Summed in sorted order, so that no order of the outcomes shows in the last digits.
+    stated.sort_unstable_by(f64::total_cmp);
+    let stated = stated.iter().sum::<f64>() / outcomes.len() as f64;
     // Outcomes that are all alike do not show how much they vary; Wilson's interval knows.
     let signed_gap = if successes == 0 || successes == outcomes.len() {
         base_rate.map(|it| Interval { low: stated - it.high, high: stated - it.low })

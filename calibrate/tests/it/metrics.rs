@@ -211,6 +211,17 @@ fn a_bootstrap_interval_agrees_with_theory_and_is_repeatable() {
     assert!((2.6..3.8).contains(&ratio), "{ratio}");
 }
 
+/// Found by the property below.
+#[test]
+fn the_order_of_outcomes_does_not_show_in_the_last_digit() {
+    let rows = [(0.03343791873346822, 1), (0.22859649178794414, 0), (0.9037084487480741, 0)];
+    let mut forward: Vec<Outcome> = rows.iter().map(|it| Outcome::new(it.0, true, it.1).unwrap()).collect();
+    let bootstrap = Bootstrap { resamples: 50, seed: 0, confidence: 0.9 };
+    let found = intervals(&forward, &bootstrap);
+    forward.reverse();
+    assert_eq!(found, intervals(&forward, &bootstrap));
+}
+
 #[test]
 fn two_thousand_resamples_of_a_whole_evaluation_take_less_than_two_seconds() {
     // Every stated probability distinct: the slowest case.

@@ -1,6 +1,7 @@
 //! Tasks harder than those that training draws: for policies that meet more than they learnt.
 //!
-//! States, moves, verifier and texts are the world's own; only the tasks differ, so whatever goes wrong is the policy's.
+//! States, moves, verifier and texts are the world's own; only the tasks differ, so whatever goes wrong is the
+//! policy's.
 
 use rand_chacha::ChaCha8Rng;
 

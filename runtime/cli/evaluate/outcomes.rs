@@ -1,7 +1,5 @@
 //! What was stated in episodes and how they ended, as rows that `fsq calibrate` reads.
 
-use std::path::Path;
-
 use fsq_episodes::Episode;
 use serde::Serialize;
 
@@ -24,12 +22,11 @@ struct Row<'a> {
     fidelity: Option<Vec<Option<u8>>>,
 }
 
-/// Writes a row for every step that stated something, episode by episode.
+/// Writes a row for every step that stated something, episode by episode, and gives the file its name.
 ///
 /// # Errors
 /// Names the file. Nothing is left behind then.
-pub(super) fn write(path: &Path, played: &Played, episodes: &[Episode]) -> anyhow::Result<()> {
-    let mut draft = Draft::new(path)?;
+pub(super) fn write(mut draft: Draft<'_>, played: &Played, episodes: &[Episode]) -> anyhow::Result<()> {
     for episode in episodes {
         for (index, step) in episode.steps.iter().enumerate() {
             let Some(stated) = step.stated() else { continue };

@@ -60,8 +60,8 @@ fn limits(report: &Value) -> Option<String> {
     let profile = report.get("profile").and_then(Value::as_str)?;
     let points = |id: &str| limit(id).map(|it| format!("{:.1}", 100.0 * it));
     Some(format!(
-        "A file may lose at most: {} points of success, {} points of imagined states that come true one step ahead, and {:.3} \
-         of the Brier score of its odds (profile {profile}).",
+        "A file may lose at most: {} points of success, {} points of imagined states that come true one step ahead, \
+         and {:.3} of the Brier score of its odds (profile {profile}).",
         points("G1")?,
         points("G5")?,
         limit("G2")?
@@ -76,7 +76,8 @@ fn not_covered(environments: &str) -> Vec<String> {
         "Whether the policy was good. Files are compared with the policy that they were made from; its errors are \
          theirs, too."
             .into(),
-        "Other ways to run it. Episodes were played greedily, with keys and values in 16 bits, on the machine below.".into(),
+        "Other ways to run it. Episodes were played greedily, with keys and values in 16 bits, on the machine below."
+            .into(),
         "Security, fairness and the content of texts. None of it is measured here.".into(),
         "The time after release. Where tasks change, odds stop meaning what they did: report outcomes to the server and \
          watch its alarm, or replay a log with `fsq calibrate --replay`."
