@@ -32,6 +32,8 @@ mod program;
 mod quantize;
 mod recorded;
 mod runtime;
+#[cfg(feature = "train")]
+mod sft;
 mod templates;
 mod tidy;
 mod tokenizers;
