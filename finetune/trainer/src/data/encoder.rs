@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fsq_calibrate::foresight;
 use fsq_checkpoint::Checkpoint;
 use fsq_model::{ChatTemplate, Message, Part, Special, TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -125,8 +126,11 @@ impl Encoder {
         let added = json["added_tokens"].as_array().into_iter().flatten();
         let added =
             added.filter_map(|it| Some((it["content"].as_str()?, tokenizer.token_id(it["content"].as_str()?)?)));
-        let steers = |id: TokenId| tokenizer.is_control(id) || tokenizer.is_end(id);
-        let (control, tags): (Vec<_>, Vec<_>) = added.partition(|it| steers(it.1));
+        // Some tokenizers call the tags of foresight special; an assistant writes them all the same.
+        let steers = |(text, id): (&str, TokenId)| {
+            (tokenizer.is_control(id) || tokenizer.is_end(id)) && !foresight::TAGS.contains(&text)
+        };
+        let (control, tags): (Vec<_>, Vec<_>) = added.partition(|it| steers(*it));
         Ok(Self {
             template,
             control: control.into_iter().map(|it| it.0.to_string()).collect(),
