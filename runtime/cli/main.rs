@@ -5,6 +5,8 @@ mod calibrate;
 #[cfg(feature = "serve")]
 mod chat;
 mod compare;
+#[cfg(feature = "train")]
+mod data;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod devices;
@@ -115,6 +117,9 @@ enum Command {
     /// Train a stage, or all stages of a run file
     #[cfg(feature = "train")]
     Train(train::TrainArguments),
+    /// Check and preview records to train on
+    #[cfg(feature = "train")]
+    Data(data::DataArguments),
     /// Play a file's policy in an environment and measure its foresight
     #[cfg(feature = "train")]
     Eval(evaluate::EvalArguments),
@@ -180,6 +185,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Gate(it) => gate::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Train(it) => train::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Data(it) => data::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Eval(it) => evaluate::execute(globals, it),
         Command::Devices => devices::execute(globals),

@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::failure::Refusal;
+
 /// Writes text to standard output. A broken pipe comes back as an error, which ends the command as a success.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use fsq_checkpoint::Checkpoint;
-use fsq_trainer::Recipe;
 use fsq_trainer::stages::run::{Report, StageRun};
-use fsq_trainer::stages::{base, fc_rl, text};
+use fsq_trainer::stages::{base, fc_rl, sft, text};
+use fsq_trainer::{Recipe, RecipeError};
 
 use crate::failure::{Outcome, Refusal};
 use crate::progress::Progress;
@@ -25,8 +25,14 @@ pub(crate) struct TrainArguments {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// The folder to write to; each stage gets a folder of its own in it
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "dump_config")]
+    out: Option<PathBuf>,
+    /// A setting over what the run file says, such as `sft.lora.rank=16`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Print the run file with all settings and defaults in it, and train nothing
+    #[arg(long)]
+    dump_config: bool,
 }
 
 /// The stages, and the base they start from.
@@ -35,13 +41,14 @@ pub(crate) enum Stage {
     Base,
     WmAmt,
     Control,
+    Sft,
     FeSft,
     FcRl,
 }
 
 impl Stage {
     /// In the order in which a run takes them. The control replaces WM-AMT, so it runs only when asked for.
-    const IN_ORDER: [Self; 4] = [Self::Base, Self::WmAmt, Self::FeSft, Self::FcRl];
+    const IN_ORDER: [Self; 5] = [Self::Base, Self::WmAmt, Self::Sft, Self::FeSft, Self::FcRl];
 
     /// The name of its folder.
     pub(crate) fn folder(self) -> &'static str {
@@ -49,6 +56,7 @@ impl Stage {
             Self::Base => "base",
             Self::WmAmt => "wm-amt",
             Self::Control => "control",
+            Self::Sft => "sft",
             Self::FeSft => "fe-sft",
             Self::FcRl => "fc-rl",
         }
@@ -60,6 +68,7 @@ impl Stage {
             Self::Base => "base",
             Self::WmAmt => "WM-AMT",
             Self::Control => "control",
+            Self::Sft => "SFT",
             Self::FeSft => "FE-SFT",
             Self::FcRl => "FC-RL",
         }
@@ -70,6 +79,7 @@ impl Stage {
             Self::Base => recipe.base.is_some(),
             Self::WmAmt => recipe.wm_amt.is_some(),
             Self::Control => recipe.control.is_some(),
+            Self::Sft => recipe.sft.is_some(),
             Self::FeSft => recipe.fe_sft.is_some(),
             Self::FcRl => recipe.fc_rl.is_some(),
         }
@@ -79,8 +89,13 @@ impl Stage {
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &TrainArguments) -> anyhow::Result<Outcome> {
     let shown = arguments.recipe.display().to_string();
-    let written = std::fs::read_to_string(&arguments.recipe).with_context(|| shown.clone())?;
-    let recipe = Recipe::parse(&written).map_err(|it| Refusal::new(format!("{shown}: {it}")))?;
+    let recipe = read_recipe(&arguments.recipe, &arguments.settings)?;
+    if arguments.dump_config {
+        output::print(&recipe.resolved())?;
+        return Ok(Outcome::Done);
+    }
+    // The parser has seen to it that there is one.
+    let out = arguments.out.as_deref().context("--out: expected a folder, found nothing")?;
     let stages: Vec<Stage> = match arguments.stage {
         Some(stage) if !stage.is_in(&recipe) => {
             let refusal = Refusal::new(format!("{shown}: stage `{}`: expected a table, found nothing", stage.folder()));
@@ -89,11 +104,11 @@ pub(crate) fn execute(globals: &Globals, arguments: &TrainArguments) -> anyhow::
         Some(stage) => vec![stage],
         None => Stage::IN_ORDER.into_iter().filter(|it| it.is_in(&recipe)).collect(),
     };
-    output::make_folder(&arguments.out)?;
+    output::make_folder(out)?;
     let progress = Progress::new();
     let mut from = arguments.from.clone();
     for stage in stages {
-        let folder = arguments.out.join(stage.folder());
+        let folder = out.join(stage.folder());
         let start = match (&from, stage) {
             (_, Stage::Base) => None,
             (Some(path), _) => Some(Checkpoint::open(path)?),
@@ -109,6 +124,19 @@ pub(crate) fn execute(globals: &Globals, arguments: &TrainArguments) -> anyhow::
         output::print(&format!("{}\n", last.display()))?;
     }
     Ok(Outcome::Done)
+}
+
+/// A run file with settings over it.
+fn read_recipe(path: &Path, settings: &[String]) -> anyhow::Result<Recipe> {
+    let shown = path.display().to_string();
+    let written = std::fs::read_to_string(path).with_context(|| shown.clone())?;
+    Ok(Recipe::parse_with(&written, settings).map_err(|error| {
+        let refusal = Refusal::new(format!("{shown}: {error}"));
+        match error {
+            RecipeError::Toml { nearest: Some(key), .. } => refusal.hint(format!("did you mean `{key}`?")),
+            _ => refusal,
+        }
+    })?)
 }
 
 /// Runs one stage in a folder and returns where its merged checkpoint lies.
@@ -144,6 +172,9 @@ pub(crate) fn run_stage(
                 _ => &recipe.fe_sft,
             };
             text::run(config.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;
+        }
+        Stage::Sft => {
+            sft::run(recipe.sft.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;
         }
         Stage::FcRl => {
             fc_rl::run(recipe.fc_rl.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;

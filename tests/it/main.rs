@@ -34,6 +34,8 @@ mod recorded;
 mod runtime;
 #[cfg(feature = "serve")]
 mod serving;
+#[cfg(feature = "train")]
+mod sft;
 mod templates;
 mod tidy;
 mod tokenizers;

@@ -30,12 +30,34 @@ pub enum TrainError {
     #[error("tokenizer: expected one token for each of the 21 grid answers, found answers of several tokens")]
     GridTokens,
     /// A policy that the trainable forward cannot compute.
-    #[error("training {architecture}: expected what a plain Llama computes, found {found}")]
+    #[error("training {architecture}: expected {expected}, found {found}")]
     Architecture {
         /// `model_type` of its `config.json`.
         architecture: &'static str,
+        /// What can be trained.
+        expected: &'static str,
         /// What the trainable forward does not have.
         found: &'static str,
+    },
+    /// A setting of a run that cannot be trained.
+    #[error("{field}: expected {expected}, found {found}")]
+    Config {
+        /// The setting's key.
+        field: String,
+        /// What can be trained.
+        expected: String,
+        /// What is set.
+        found: String,
+    },
+    /// Records that cannot be used.
+    #[error("{first} ({n} such lines, all of them in {})", path.display())]
+    Rejects {
+        /// The first of them.
+        first: String,
+        /// How many there are.
+        n: usize,
+        /// Where all of them are.
+        path: PathBuf,
     },
     /// The tokenizer refused.
     #[error("tokenizer: {0}")]

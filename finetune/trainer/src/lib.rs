@@ -5,7 +5,10 @@
 
 mod autograd;
 pub mod batch;
+pub mod data;
 mod error;
+mod frozen;
+mod lora;
 pub mod optimizer;
 pub mod policy;
 pub mod recipe;
@@ -16,7 +19,8 @@ pub mod vocabulary;
 pub use autograd::{Confidence, TokenLoss};
 pub use batch::{Batch, Sequence};
 pub use error::TrainError;
-pub use optimizer::{AdamW, AdamWConfig};
-pub use policy::{LoraConfig, TrainablePolicy};
-pub use recipe::Recipe;
+pub use lora::LoraConfig;
+pub use optimizer::{AdamW, AdamWConfig, GradientSums};
+pub use policy::{TRAINABLE, TrainablePolicy};
+pub use recipe::{Recipe, RecipeError};
 pub use vocabulary::Vocabulary;

@@ -37,6 +37,30 @@ struct Moments {
     square: Vec<f32>,
 }
 
+/// Gradients of several batches, added up in the order in which they came.
+#[derive(Default)]
+pub struct GradientSums {
+    by_name: BTreeMap<String, Vec<f32>>,
+}
+
+impl GradientSums {
+    /// Adds those of one batch.
+    ///
+    /// # Errors
+    /// When a variable has no gradient, which means that the graph was cut.
+    pub fn add(&mut self, trained: &BTreeMap<String, Var>, grads: &GradStore) -> Result<(), TrainError> {
+        for (name, var) in trained {
+            let grad = grads.get(var.as_tensor()).ok_or_else(|| TrainError::NoGradient(name.clone()))?;
+            let grad = with_values(&grad.contiguous()?, <[f32]>::to_vec)?;
+            match self.by_name.get_mut(name) {
+                Some(sum) => sum.iter_mut().zip(&grad).for_each(|(sum, it)| *sum += it),
+                None => drop(self.by_name.insert(name.clone(), grad)),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// AdamW (arXiv 1711.05101) as PyTorch computes it.
 pub struct AdamW {
     config: AdamWConfig,
@@ -70,11 +94,27 @@ impl AdamW {
         scale: f32,
         learning_rate: f32,
     ) -> Result<f32, TrainError> {
+        let mut sums = GradientSums::default();
+        sums.add(trained, grads)?;
+        self.step_summed(trained, &sums, scale, learning_rate)
+    }
+
+    /// The same from the gradients of several batches.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn step_summed(
+        &mut self,
+        trained: &BTreeMap<String, Var>,
+        sums: &GradientSums,
+        scale: f32,
+        learning_rate: f32,
+    ) -> Result<f32, TrainError> {
         let mut found = Vec::with_capacity(trained.len());
         let mut square = 0.0f64;
         for (name, var) in trained {
-            let grad = grads.get(var.as_tensor()).ok_or_else(|| TrainError::NoGradient(name.clone()))?;
-            let grad = with_values(&grad.contiguous()?, |it| it.iter().map(|it| it * scale).collect::<Vec<f32>>())?;
+            let grad = sums.by_name.get(name).ok_or_else(|| TrainError::NoGradient(name.clone()))?;
+            let grad: Vec<f32> = grad.iter().map(|it| it * scale).collect();
             square += grad.iter().map(|it| f64::from(*it).powi(2)).sum::<f64>();
             found.push((name, var, grad));
         }

@@ -1,6 +1,7 @@
 //! The trainable forward: a policy whose weights, or whose adapter, get gradients.
 //!
-//! Equal to transformers' Llama in f32. Knows nothing of data, stages or sampling.
+//! Equal to transformers' forward in f32, for every architecture that [`TRAINABLE`] names. Knows nothing of data,
+//! stages or sampling.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,38 +10,30 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
-use fsq_checkpoint::{Adapter, Checkpoint, Dimensions, Linear as Place, LoraPair, NamedTensor, tensor_names};
+use fsq_checkpoint::{Adapter, Checkpoint, Dimensions, Linear, LoraPair, Module, NamedTensor, RopeScaling};
+use fsq_checkpoint::{modules, tensor_names};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::autograd::{Block, Embedding, FrozenHead, Group, Head, Heads, Plan, RmsNorm, SpanLoss, Turns, apply};
-use crate::autograd::{log_softmax_at, with_values};
+use crate::autograd::{Block, Embedding, FrozenLoss, GROUPS, Group, Head, Heads, Plan, RmsNorm, SpanLoss, Turns};
+use crate::autograd::{apply, log_softmax_at, with_values};
+use crate::frozen::{FrozenPolicy, Output};
+use crate::lora::LoraConfig;
 use crate::{Batch, TrainError};
 
 /// Standard deviation of fresh weights, as in GPT-2 and Llama.
 const INIT_STD: f32 = 0.02;
 
-/// The shape of an adapter to be trained.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoraConfig {
-    /// Rank of every pair.
-    pub rank: usize,
-    /// Numerator of the scale `alpha / rank`.
-    pub alpha: f32,
-}
+/// What a policy's adapters can be trained on, by `model_type` of its `config.json`.
+pub const TRAINABLE: &str = "llama, mistral, qwen2, qwen3, phi3 or gemma3_text";
 
-/// A block: its trained parameters, and its weights where those are frozen.
-struct Layer {
-    parameters: Var,
-    frozen: Option<Arc<Vec<f32>>>,
-}
-
-/// The tied embedding: trained, or frozen.
-enum Embedded {
-    Trained(Var),
-    Frozen(Arc<Vec<f32>>, Tensor),
+/// The weights under the trained parameters.
+enum Under {
+    /// None: the parameters are the weights. The tied embedding, and the norm before the output matrix.
+    Nothing { embedding: Var, output_norm: Var },
+    /// A checkpoint.
+    Frozen(FrozenPolicy),
 }
 
 /// A policy in training.
@@ -49,9 +42,9 @@ pub struct TrainablePolicy {
     pub dimensions: Dimensions,
     lora: Option<LoraConfig>,
     plan: Arc<Plan>,
-    embedding: Embedded,
-    output_norm: Tensor,
-    layers: Vec<Layer>,
+    under: Under,
+    /// The trained parameters of each block.
+    layers: Vec<Var>,
     /// Everything that gets a gradient, by name.
     trained: BTreeMap<String, Var>,
     threads: usize,
@@ -88,32 +81,33 @@ impl TrainablePolicy {
         read: &mut ReadTensor<'_>,
         threads: usize,
     ) -> Result<Self, TrainError> {
-        check(&dimensions)?;
-        let plan = Arc::new(plan_of(&dimensions, None, threads));
+        check_whole(&dimensions)?;
+        let plan = Arc::new(plan_of(&dimensions, None, threads)?);
         let mut trained = BTreeMap::new();
         let mut layers = Vec::new();
         for layer in 0..dimensions.n_layers {
             let values = whole_block(layer, &dimensions, read)?;
             let parameters = Var::from_vec(values, plan.parameters(), &Device::Cpu)?;
             trained.insert(format!("block.{layer}"), parameters.clone());
-            layers.push(Layer { parameters, frozen: None });
+            layers.push(parameters);
         }
         let shape = (dimensions.vocab, dimensions.hidden);
         let embedding = Var::from_vec(read(EMBEDDING)?, shape, &Device::Cpu)?;
-        let norm = Var::from_vec(read(OUTPUT_NORM)?, dimensions.hidden, &Device::Cpu)?;
+        let output_norm = Var::from_vec(read(OUTPUT_NORM)?, dimensions.hidden, &Device::Cpu)?;
         trained.insert(EMBEDDING.into(), embedding.clone());
-        trained.insert(OUTPUT_NORM.into(), norm.clone());
-        let (embedding, output_norm) = (Embedded::Trained(embedding), norm.as_tensor().clone());
-        Ok(Self { dimensions, lora: None, plan, embedding, output_norm, layers, trained, threads })
+        trained.insert(OUTPUT_NORM.into(), output_norm.clone());
+        let under = Under::Nothing { embedding, output_norm };
+        Ok(Self { dimensions, lora: None, plan, under, layers, trained, threads })
     }
 
-    /// A checkpoint, frozen, with a fresh adapter on every linear layer: `A` uniform, `B` zero.
+    /// A checkpoint, frozen, with a fresh adapter on the linear layers that the configuration names: `A` uniform,
+    /// `B` zero.
     ///
     /// # Errors
-    /// When a tensor is absent or cannot be made.
+    /// When the architecture or the configuration cannot be trained, or a tensor is absent.
     pub fn adapted(
         checkpoint: &Checkpoint,
-        lora: LoraConfig,
+        lora: &LoraConfig,
         rng: &mut ChaCha8Rng,
         threads: usize,
     ) -> Result<Self, TrainError> {
@@ -123,20 +117,20 @@ impl TrainablePolicy {
             let a = (0..lora.rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
             Ok((a, vec![0.0; outputs * lora.rank]))
         };
-        Self::with_pairs(checkpoint, lora, fresh, threads)
+        Self::with_pairs(checkpoint, lora.clone(), fresh, threads)
     }
 
-    /// A checkpoint, frozen, with an adapter that goes on being trained.
+    /// A checkpoint, frozen, with an adapter that goes on being trained: ours or PEFT's.
     ///
     /// # Errors
-    /// When a tensor is absent, or the adapter lacks a module.
+    /// When a tensor is absent, or the adapter lacks a module in some layer that it has in others.
     pub fn resumed(checkpoint: &Checkpoint, adapter: &Adapter, threads: usize) -> Result<Self, TrainError> {
-        let lora = LoraConfig { rank: adapter.rank, alpha: adapter.alpha };
+        fsq_quantizer::check_adapters(&checkpoint.dimensions, std::slice::from_ref(adapter))?;
         let read = |path: &str, _: [usize; 2]| {
             let pair = adapter.pairs.get(path).ok_or_else(|| TrainError::MissingModule(path.into()))?;
             Ok((pair.a.clone(), pair.b.clone()))
         };
-        Self::with_pairs(checkpoint, lora, read, threads)
+        Self::with_pairs(checkpoint, LoraConfig::of(adapter), read, threads)
     }
 
     fn with_pairs(
@@ -146,30 +140,31 @@ impl TrainablePolicy {
         threads: usize,
     ) -> Result<Self, TrainError> {
         let dimensions = checkpoint.dimensions.clone();
-        check(&dimensions)?;
-        let scale = lora.alpha / to_f32(lora.rank);
-        let plan = Arc::new(plan_of(&dimensions, Some((lora.rank, scale)), threads));
-        let mut read = |name: &str| -> Result<Vec<f32>, TrainError> { Ok(checkpoint.tensor_f32(name)?) };
+        check_adapted(&dimensions)?;
+        let plan = Arc::new(plan_of(&dimensions, Some(&lora), threads)?);
         let mut trained = BTreeMap::new();
         let mut layers = Vec::new();
         for layer in 0..dimensions.n_layers {
             let mut values = vec![0.0; plan.parameters()];
-            for place in Place::ALL {
-                let (a, b) = pair(&place.hf_path(layer), place.shape(&dimensions))?;
-                let [of_a, of_b] = pair_places(&plan, place, lora.rank);
+            for (module, [of_a, of_b]) in adapted_modules(&plan, &dimensions, layer, lora.rank) {
+                let (a, b) = pair(&module.hf, module.shape)?;
                 values[of_a].copy_from_slice(&a);
                 values[of_b].copy_from_slice(&b);
             }
             let parameters = Var::from_vec(values, plan.parameters(), &Device::Cpu)?;
             trained.insert(format!("block.{layer}"), parameters.clone());
-            layers.push(Layer { parameters, frozen: Some(Arc::new(whole_block(layer, &dimensions, &mut read)?)) });
+            layers.push(parameters);
         }
-        let shape = (dimensions.vocab, dimensions.hidden);
-        let table = read(EMBEDDING)?;
-        let head = if dimensions.tied { table.clone() } else { read("lm_head.weight")? };
-        let embedding = Embedded::Frozen(Arc::new(head), Tensor::from_vec(table, shape, &Device::Cpu)?);
-        let output_norm = Tensor::from_vec(read(OUTPUT_NORM)?, dimensions.hidden, &Device::Cpu)?;
-        Ok(Self { dimensions, lora: Some(lora), plan, embedding, output_norm, layers, trained, threads })
+        let under = Under::Frozen(FrozenPolicy::read(checkpoint)?);
+        Ok(Self { dimensions, lora: Some(lora), plan, under, layers, trained, threads })
+    }
+
+    /// Whether the backward computes the blocks' activations again instead of keeping them: a third more work, and
+    /// memory that hardly grows with the batch.
+    #[must_use]
+    pub fn recomputing(mut self, recomputes: bool) -> Self {
+        self.plan = Arc::new(Plan { recomputes, ..(*self.plan).clone() });
+        self
     }
 
     /// Everything that gets a gradient, by name.
@@ -185,8 +180,16 @@ impl TrainablePolicy {
     pub fn loss(&self, batch: &Batch) -> Result<Tensor, TrainError> {
         let rows = batch.losses.iter().map(|it| it.0).collect();
         let losses = batch.losses.iter().map(|it| it.1.clone()).collect();
-        let logits = self.logits(batch, rows)?;
-        Ok(apply(SpanLoss { losses, vocab: self.dimensions.vocab }, &[&logits])?)
+        let span = SpanLoss { losses, vocab: self.dimensions.vocab };
+        let x = self.hidden(batch, rows)?;
+        match &self.under {
+            Under::Nothing { embedding, .. } => Ok(apply(span, &[&self.tied_logits(&x, embedding)?])?),
+            Under::Frozen(frozen) => {
+                let Output { weight, cap } = frozen.output.clone();
+                let (width, threads) = (self.dimensions.hidden, self.threads);
+                Ok(apply(FrozenLoss { weight, width, cap, span, threads, saved: Mutex::new(None) }, &[&x])?)
+            }
+        }
     }
 
     /// Log-probabilities of given tokens at given rows; nothing is kept for a backward.
@@ -201,37 +204,62 @@ impl TrainablePolicy {
         })?)
     }
 
-    /// Logits of some rows: `[rows, vocab]`.
+    /// Logits of some rows: `[rows, vocab]`. Under adapters they are no part of the graph: see
+    /// [`TrainablePolicy::loss`].
     ///
     /// # Errors
     /// When the graph refuses an operation.
     pub fn logits(&self, batch: &Batch, rows: Vec<usize>) -> Result<Tensor, TrainError> {
+        let x = self.hidden(batch, rows)?;
+        match &self.under {
+            Under::Nothing { embedding, .. } => self.tied_logits(&x, embedding),
+            Under::Frozen(frozen) => {
+                let vocab = self.dimensions.vocab;
+                let logits = with_values(&x, |x| frozen.output.logits(x, vocab, self.threads))?;
+                Ok(Tensor::from_vec(logits, (x.dim(0)?, vocab), &Device::Cpu)?)
+            }
+        }
+    }
+
+    fn tied_logits(&self, x: &Tensor, embedding: &Var) -> Result<Tensor, TrainError> {
         let sizes = &self.dimensions;
-        let turns = Turns::new(&batch.positions(), sizes.head_dim, sizes.rope_theta);
+        let group = Group { inputs: sizes.hidden, outputs: vec![sizes.vocab], adapted: Vec::new() };
+        Ok(apply(Head { group, threads: self.threads }, &[x, embedding.as_tensor()])?)
+    }
+
+    /// What the output matrix reads at some rows, `[rows, hidden]`.
+    fn hidden(&self, batch: &Batch, rows: Vec<usize>) -> Result<Tensor, TrainError> {
+        let sizes = &self.dimensions;
+        let turns = turns(sizes, batch);
         let sequences = Arc::new(batch.sequences.clone());
-        let table = match &self.embedding {
-            Embedded::Trained(table) => table.as_tensor(),
-            Embedded::Frozen(_, table) => table,
+        let (mut x, output_norm) = match &self.under {
+            Under::Nothing { embedding, output_norm } => {
+                let rows = Embedding { tokens: batch.tokens.clone(), width: sizes.hidden };
+                (apply(rows, &[embedding.as_tensor()])?, output_norm.as_tensor())
+            }
+            Under::Frozen(frozen) => {
+                let shape = (batch.tokens.len(), sizes.hidden);
+                (Tensor::from_vec(frozen.embedded(&batch.tokens), shape, &Device::Cpu)?, &frozen.output_norm)
+            }
         };
-        let mut x = apply(Embedding { tokens: batch.tokens.clone(), width: sizes.hidden }, &[table])?;
-        for layer in &self.layers {
+        for (layer, parameters) in self.layers.iter().enumerate() {
+            let frozen = match &self.under {
+                Under::Nothing { .. } => None,
+                Under::Frozen(frozen) => Some(Arc::clone(&frozen.blocks[layer])),
+            };
             let block = Block {
                 plan: Arc::clone(&self.plan),
-                frozen: layer.frozen.clone(),
-                turns: Arc::clone(&turns),
+                frozen,
+                // Layers with a window take the second table where there is one.
+                turns: Arc::clone(&turns[if sizes.window(layer).is_some() { turns.len() - 1 } else { 0 }]),
                 sequences: Arc::clone(&sequences),
                 saved: Mutex::new(None),
             };
-            x = apply(block, &[&x, layer.parameters.as_tensor()])?;
+            x = apply(block, &[&x, parameters.as_tensor()])?;
         }
         let asked: Vec<u32> = rows.into_iter().map(|it| u32::try_from(it).unwrap_or(u32::MAX)).collect();
         let x = apply(Embedding { tokens: asked, width: sizes.hidden }, &[&x])?;
-        let x = apply(RmsNorm { eps: sizes.rms_eps }, &[&x, &self.output_norm])?;
-        let (group, threads) = (Group { inputs: sizes.hidden, outputs: vec![sizes.vocab] }, self.threads);
-        Ok(match &self.embedding {
-            Embedded::Trained(table) => apply(Head { group, threads }, &[&x, table.as_tensor()])?,
-            Embedded::Frozen(weight, _) => apply(FrozenHead { weight: Arc::clone(weight), group, threads }, &[&x])?,
-        })
+        Ok(apply(RmsNorm { eps: sizes.rms_eps }, &[&x, output_norm])?)
     }
 
     /// The adapter as it stands, or nothing when the policy is trained whole.
@@ -239,7 +267,7 @@ impl TrainablePolicy {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn adapter(&self) -> Result<Option<Adapter>, TrainError> {
-        self.by_matrix(|layer| values(&layer.parameters))
+        self.by_matrix(values)
     }
 
     /// The gradient of each adapter matrix, laid out as the adapter itself; nothing when the policy is trained whole.
@@ -249,24 +277,24 @@ impl TrainablePolicy {
     pub fn adapter_gradients(&self, grads: &GradStore) -> Result<Option<Adapter>, TrainError> {
         self.by_matrix(|layer| {
             let missing = || TrainError::NoGradient("a block's adapter".into());
-            let grad = grads.get(layer.parameters.as_tensor()).ok_or_else(missing)?;
+            let grad = grads.get(layer.as_tensor()).ok_or_else(missing)?;
             Ok(with_values(&grad.contiguous()?, <[f32]>::to_vec)?)
         })
     }
 
     /// Cuts what is read for each block into matrices.
-    fn by_matrix(&self, read: impl Fn(&Layer) -> Result<Vec<f32>, TrainError>) -> Result<Option<Adapter>, TrainError> {
-        let Some(lora) = self.lora else { return Ok(None) };
+    fn by_matrix(&self, read: impl Fn(&Var) -> Result<Vec<f32>, TrainError>) -> Result<Option<Adapter>, TrainError> {
+        let Some(lora) = &self.lora else { return Ok(None) };
         let mut pairs = BTreeMap::new();
         for (layer, held) in self.layers.iter().enumerate() {
             let held = read(held)?;
-            for place in Place::ALL {
-                let [outputs, inputs] = place.shape(&self.dimensions);
-                let [a, b] = pair_places(&self.plan, place, lora.rank).map(|it| held[it].to_vec());
-                pairs.insert(place.hf_path(layer), LoraPair { a, b, rank: lora.rank, inputs, outputs });
+            for (module, places) in adapted_modules(&self.plan, &self.dimensions, layer, lora.rank) {
+                let [outputs, inputs] = module.shape;
+                let [a, b] = places.map(|it| held[it].to_vec());
+                pairs.insert(module.hf, LoraPair { a, b, rank: lora.rank, inputs, outputs });
             }
         }
-        Ok(Some(Adapter { rank: lora.rank, alpha: lora.alpha, rslora: false, pairs }))
+        Ok(Some(Adapter { rank: lora.rank, alpha: lora.alpha, rslora: lora.rslora, pairs }))
     }
 
     /// Every weight of a policy that is trained whole, for a checkpoint.
@@ -276,7 +304,7 @@ impl TrainablePolicy {
     pub fn tensors(&self) -> Result<Vec<NamedTensor<'static>>, TrainError> {
         let mut by_name: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for (layer, held) in self.layers.iter().enumerate() {
-            let held = values(&held.parameters)?;
+            let held = values(held)?;
             let mut rest = held.as_slice();
             for (name, size) in block_order(layer, &self.dimensions) {
                 let (own, after) = rest.split_at(size);
@@ -313,32 +341,110 @@ impl Spread {
     }
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const OUTPUT_NORM: &str = "model.norm.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const OUTPUT_NORM: &str = "model.norm.weight";
 
-/// The trainable forward knows plain Llama only; what it would silently leave out is refused.
-fn check(dimensions: &Dimensions) -> Result<(), TrainError> {
+/// Only plain, tied Llamas are trained whole; what would silently be left out is refused.
+fn check_whole(dimensions: &Dimensions) -> Result<(), TrainError> {
+    let untied = (!dimensions.tied).then_some("an output matrix of its own");
     let architecture = dimensions.architecture.description().hf_model_type;
-    dimensions.beyond_plain().map_or(Ok(()), |found| Err(TrainError::Architecture { architecture, found }))
+    let expected = "a plain Llama with a tied embedding, which alone is trained from scratch";
+    let found = dimensions.beyond_plain().or(untied);
+    found.map_or(Ok(()), |found| Err(TrainError::Architecture { architecture, expected, found }))
 }
 
-fn plan_of(dimensions: &Dimensions, adapter: Option<(usize, f32)>, threads: usize) -> Plan {
-    Plan {
-        heads: Heads { queries: dimensions.n_heads, keys: dimensions.n_kv_heads, dim: dimensions.head_dim },
+fn check_adapted(dimensions: &Dimensions) -> Result<(), TrainError> {
+    let (architecture, expected) = (dimensions.architecture.description().hf_model_type, TRAINABLE);
+    match dimensions.options.experts {
+        Some(_) => Err(TrainError::Architecture { architecture, expected, found: "experts" }),
+        None => Ok(()),
+    }
+}
+
+/// The angles of a batch's tokens: of layers that attend to everything and, where they turn otherwise, of those with
+/// a window.
+fn turns(sizes: &Dimensions, batch: &Batch) -> Vec<Arc<Turns>> {
+    let positions = batch.positions();
+    let longest = batch.sequences.iter().map(Range::len).max().unwrap_or(0);
+    let table = |theta: f32, scaling: &RopeScaling| {
+        let turning = scaling.turning(theta, sizes.rotary_dim(), longest);
+        Turns::new(&positions, sizes.head_dim, theta, &turning)
+    };
+    let sliding = sizes.options.sliding.as_ref().and_then(|it| it.rope_theta);
+    let everywhere = table(sizes.rope_theta, &sizes.options.rope);
+    std::iter::once(everywhere).chain(sliding.map(|theta| table(theta, &RopeScaling::None))).collect()
+}
+
+fn plan_of(dimensions: &Dimensions, lora: Option<&LoraConfig>, threads: usize) -> Result<Plan, TrainError> {
+    let heads = Heads {
+        queries: dimensions.n_heads,
+        keys: dimensions.n_kv_heads,
+        dim: dimensions.head_dim,
+        scale: dimensions.attention_scale(),
+    };
+    let modules = modules(dimensions, 0);
+    if let Some(lora) = lora {
+        lora.check(&modules)?;
+    }
+    let mut groups = [(); GROUPS].map(|()| Group { inputs: 0, outputs: Vec::new(), adapted: Vec::new() });
+    for module in &modules {
+        let group = &mut groups[group_of(module)];
+        if lora.is_some_and(|it| it.adapts(module)) {
+            group.adapted.push(group.outputs.len());
+        }
+        group.inputs = module.shape[1];
+        group.outputs.push(module.shape[0]);
+    }
+    Ok(Plan {
+        heads,
         hidden: dimensions.hidden,
         intermediate: dimensions.intermediate,
         eps: dimensions.rms_eps,
-        adapter,
+        activation: dimensions.architecture.description().activation,
+        groups,
+        adapter: lora.map(|it| (it.rank, it.scale())),
         threads,
+        recomputes: false,
+    })
+}
+
+/// The group of a block's linears that a module belongs to.
+pub(crate) fn group_of(module: &Module) -> usize {
+    match module.linears[0] {
+        Linear::Q | Linear::K | Linear::V => 0,
+        Linear::O => 1,
+        Linear::Gate | Linear::Up => 2,
+        Linear::Down => 3,
     }
+}
+
+/// A block's adapted modules, and where `A` and `B` of each lie among its parameters.
+fn adapted_modules(
+    plan: &Plan,
+    dimensions: &Dimensions,
+    layer: usize,
+    rank: usize,
+) -> Vec<(Module, [Range<usize>; 2])> {
+    let mut n_seen = [0; GROUPS];
+    let mut found = Vec::new();
+    for module in modules(dimensions, layer) {
+        let index = group_of(&module);
+        let (group, start) = (&plan.groups[index], plan.pairs(rank)[index].start);
+        if let Some(place) = group.adapted.iter().position(|it| *it == n_seen[index]) {
+            let places = [group.place_of_a(place, rank), group.place_of_b(place, rank)];
+            found.push((module, places.map(|it| start + it.start..start + it.end)));
+        }
+        n_seen[index] += 1;
+    }
+    found
 }
 
 /// A block's tensors in the order in which [`Plan::whole`] lays them out, with their sizes.
 fn block_order(layer: usize, dimensions: &Dimensions) -> Vec<(String, usize)> {
     let norm = |name: &str| (format!("model.layers.{layer}.{name}.weight"), dimensions.hidden);
     let mut order = vec![norm("input_layernorm"), norm("post_attention_layernorm")];
-    for place in Place::ALL {
-        order.push((format!("{}.weight", place.hf_path(layer)), place.shape(dimensions).iter().product()));
+    for module in modules(dimensions, layer) {
+        order.push((format!("{}.weight", module.hf), module.shape.iter().product()));
     }
     order
 }
@@ -352,28 +458,12 @@ fn whole_block(layer: usize, dimensions: &Dimensions, read: &mut ReadTensor<'_>)
     Ok(values)
 }
 
-/// Where `A` and `B` of a linear lie among its block's adapter parameters.
-fn pair_places(plan: &Plan, place: Place, rank: usize) -> [Range<usize>; 2] {
-    let (group, index) = match place {
-        Place::Q => (0, 0),
-        Place::K => (0, 1),
-        Place::V => (0, 2),
-        Place::O => (1, 0),
-        Place::Gate => (2, 0),
-        Place::Up => (2, 1),
-        Place::Down => (3, 0),
-    };
-    let start = plan.pairs(rank)[group].start;
-    let group = &plan.groups()[group];
-    [group.place_of_a(index, rank), group.place_of_b(index, rank)].map(|it| start + it.start..start + it.end)
-}
-
 /// The values of a variable.
 pub(crate) fn values(var: &Var) -> Result<Vec<f32>, TrainError> {
     Ok(with_values(var.as_tensor(), <[f32]>::to_vec)?)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "widths and counts are far below 2^24")]
-fn to_f32(count: usize) -> f32 {
+pub(crate) fn to_f32(count: usize) -> f32 {
     count as f32
 }

@@ -1,6 +1,7 @@
 //! A policy's base weights, tokenizer and templates in Hugging Face layout.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::ops::Range;
@@ -8,11 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{TensorView, View};
 use serde_json::{Value, json};
 
 use crate::safetensors_file::SafetensorsFile;
-use crate::{CheckpointError, Dimensions, tensor_names};
+use crate::{CheckpointError, Dimensions, TensorName, tensor_names};
 
 /// How weights are stored in a safetensors file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,24 +206,118 @@ impl Checkpoint {
         stored: StoredType,
         tensors: &[NamedTensor<'_>],
     ) -> Result<(), CheckpointError> {
-        let parent = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).map_err(|it| CheckpointError::io(parent, it))?;
-        let draft = tempfile::Builder::new()
-            .prefix(".checkpoint-")
-            .tempdir_in(parent)
-            .map_err(|it| CheckpointError::io(parent, it))?;
-        let config = config_for(path, like, dimensions, special, stored)?;
-        write_file(&draft.path().join("config.json"), pretty(&config).as_bytes())?;
-        write_file(&draft.path().join("tokenizer.json"), like.tokenizer.as_bytes())?;
-        let tokenizer_config =
-            json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
-        write_file(&draft.path().join("tokenizer_config.json"), pretty(&tokenizer_config).as_bytes())?;
-        if let Some(template) = &like.chat_template {
-            write_file(&draft.path().join("chat_template.jinja"), template.as_bytes())?;
-        }
+        let draft = draft_folder(path, like, dimensions, special, stored)?;
         write_file(&draft.path().join("model.safetensors"), &serialized(path, stored, tensors)?)?;
         replace_folder(draft, path)
     }
+
+    /// The same, tensor by tensor: `values` gives those of each, so that one of them at a time is held.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::write`], or what `values` says.
+    pub fn write_each<E: From<CheckpointError>>(
+        path: &Path,
+        like: &CheckpointFiles,
+        dimensions: &Dimensions,
+        special: (u32, u32),
+        stored: StoredType,
+        values: &dyn Fn(&TensorName) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        let draft = draft_folder(path, like, dimensions, special, stored)?;
+        let names = tensor_names(dimensions);
+        let failed = RefCell::new(None);
+        let views = names.iter().map(|name| {
+            let bytes = || match values(name) {
+                Ok(values) => encoded(stored, &values),
+                Err(error) => {
+                    failed.borrow_mut().get_or_insert(error);
+                    vec![0; name.shape.iter().product::<usize>() * stored.bytes()]
+                }
+            };
+            (name.hf.clone(), LazyTensor { dtype: stored.dtype(), shape: name.shape.clone(), bytes })
+        });
+        let file = draft.path().join("model.safetensors");
+        let written = safetensors::serialize_to_file(views, Some(written_by_torch()), &file);
+        if let Some(error) = failed.into_inner() {
+            return Err(error);
+        }
+        let (path_of_fault, reason) = (|| path.to_path_buf(), |it: safetensors::SafeTensorError| it.to_string());
+        written.map_err(|it| CheckpointError::Safetensors { path: path_of_fault(), reason: reason(it) })?;
+        std::fs::File::open(&file).and_then(|it| it.sync_all()).map_err(|it| CheckpointError::io(path, it))?;
+        Ok(replace_folder(draft, path)?)
+    }
+}
+
+/// A tensor whose bytes are made when they are written.
+struct LazyTensor<F> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: F,
+}
+
+impl<F: Fn() -> Vec<u8>> View for LazyTensor<F> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        (self.bytes)().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
+impl StoredType {
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+/// transformers reads only files that say so.
+fn written_by_torch() -> HashMap<String, String> {
+    HashMap::from([("format".to_string(), "pt".to_string())])
+}
+
+/// A temporary folder beside the real one, with everything but the weights in it.
+fn draft_folder(
+    path: &Path,
+    like: &CheckpointFiles,
+    dimensions: &Dimensions,
+    special: (u32, u32),
+    stored: StoredType,
+) -> Result<tempfile::TempDir, CheckpointError> {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(|it| CheckpointError::io(parent, it))?;
+    let draft = tempfile::Builder::new()
+        .prefix(".checkpoint-")
+        .tempdir_in(parent)
+        .map_err(|it| CheckpointError::io(parent, it))?;
+    let config = config_for(path, like, dimensions, special, stored)?;
+    write_file(&draft.path().join("config.json"), pretty(&config).as_bytes())?;
+    write_file(&draft.path().join("tokenizer.json"), like.tokenizer.as_bytes())?;
+    let tokenizer_config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false});
+    write_file(&draft.path().join("tokenizer_config.json"), pretty(&tokenizer_config).as_bytes())?;
+    if let Some(template) = &like.chat_template {
+        write_file(&draft.path().join("chat_template.jinja"), template.as_bytes())?;
+    }
+    Ok(draft)
 }
 
 /// The configuration of a checkpoint to be written.
@@ -262,19 +357,13 @@ pub(crate) fn serialized(
     tensors: &[NamedTensor<'_>],
 ) -> Result<Vec<u8>, CheckpointError> {
     let encoded: Vec<Vec<u8>> = tensors.iter().map(|it| encoded(stored, &it.values)).collect();
-    let dtype = match stored {
-        StoredType::F32 => Dtype::F32,
-        StoredType::F16 => Dtype::F16,
-        StoredType::BF16 => Dtype::BF16,
-    };
     let fault = |reason: String| CheckpointError::Safetensors { path: path.to_path_buf(), reason };
     let mut views = BTreeMap::new();
     for (tensor, bytes) in tensors.iter().zip(&encoded) {
-        let view = TensorView::new(dtype, tensor.shape.clone(), bytes).map_err(|it| fault(it.to_string()))?;
+        let view = TensorView::new(stored.dtype(), tensor.shape.clone(), bytes).map_err(|it| fault(it.to_string()))?;
         views.insert(tensor.name.clone(), view);
     }
-    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize(views, Some(format)).map_err(|it| fault(it.to_string()))
+    safetensors::serialize(views, Some(written_by_torch())).map_err(|it| fault(it.to_string()))
 }
 
 fn encoded(stored: StoredType, values: &[f32]) -> Vec<u8> {

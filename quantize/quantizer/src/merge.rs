@@ -6,9 +6,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use fsq_checkpoint::{
-    Adapter, Checkpoint, CheckpointFiles, Dimensions, NamedTensor, StoredType, TensorName, modules, tensor_names,
-};
+use fsq_checkpoint::{Adapter, Checkpoint, CheckpointFiles, Dimensions, StoredType, TensorName, modules};
 use rayon::prelude::*;
 
 use crate::QuantizeError;
@@ -131,20 +129,17 @@ pub fn merge_to_checkpoint(
         |field, id: Option<u32>| id.ok_or_else(|| QuantizeError::SpecialToken { path: checkpoint.path.clone(), field });
     let eos = special("eos_token_id", checkpoint.eos.first().copied())?;
     let bos = special("bos_token_id", checkpoint.bos)?;
-    let mut tensors = Vec::new();
-    for tensor in tensor_names(&checkpoint.dimensions) {
-        let values = merged(checkpoint, adapters, &tensor, &(0..tensor.shape[0]))?;
-        if stored == StoredType::F16 {
-            check_f16(&tensor.hf, &values)?;
-        }
-        tensors.push(NamedTensor { name: tensor.hf, shape: tensor.shape, values: values.into() });
-    }
     let like = CheckpointFiles {
         config: checkpoint.config.to_string().into(),
         weights: Cow::Borrowed(&[]),
         tokenizer: checkpoint.tokenizer_json.clone().into(),
         chat_template: checkpoint.chat_template.clone().map(Cow::Owned),
     };
-    Checkpoint::write(out, &like, &checkpoint.dimensions, (bos, eos), stored, &tensors)?;
-    Ok(())
+    Checkpoint::write_each(out, &like, &checkpoint.dimensions, (bos, eos), stored, &|tensor| {
+        let values = merged(checkpoint, adapters, tensor, &(0..tensor.shape[0]))?;
+        if stored == StoredType::F16 {
+            check_f16(&tensor.hf, &values)?;
+        }
+        Ok(values)
+    })
 }

@@ -89,12 +89,6 @@ fn whole_adapter(checkpoint: &Checkpoint, adapters: &[Adapter]) -> Adapter {
     let sizes = &checkpoint.dimensions;
     let none = Adapter { rank: 1, alpha: 1.0, rslora: false, pairs: Default::default() };
     let mut whole = Adapter::joined(adapters).unwrap_or(none);
-    if whole.rslora {
-        // The trainable forward scales by the rank.
-        #[expect(clippy::cast_precision_loss, reason = "a rank has four digits")]
-        let alpha = whole.scale() * whole.rank as f32;
-        (whole.alpha, whole.rslora) = (alpha, false);
-    }
     for module in (0..sizes.n_layers).flat_map(|layer| modules(sizes, layer)) {
         let ([outputs, inputs], rank) = (module.shape, whole.rank);
         let silent = || LoraPair { a: vec![0.0; rank * inputs], b: vec![0.0; outputs * rank], rank, inputs, outputs };

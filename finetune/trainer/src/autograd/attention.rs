@@ -14,6 +14,8 @@ pub(crate) struct Heads {
     pub(crate) queries: usize,
     pub(crate) keys: usize,
     pub(crate) dim: usize,
+    /// What products of queries and keys are multiplied by.
+    pub(crate) scale: f32,
 }
 
 impl Heads {
@@ -38,20 +40,17 @@ impl Heads {
         [head * self.dim, self.query_width() + shared, self.query_width() + self.key_width() + shared]
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a head is far below 2^24 wide")]
-    fn scale(self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
-    }
-
-    /// `softmax(q · kᵀ / √dim) · v`: `qkv [tokens, width]` to `out [tokens, query_width]`.
-    pub(crate) fn attend(self, sequences: &[Range<usize>], qkv: &[f32], out: &mut [f32]) {
+    /// `softmax(scale · q · kᵀ) · v`: `qkv [tokens, width]` to `out [tokens, query_width]`.
+    ///
+    /// With a window a token attends to itself and to the tokens before it, so many in all.
+    pub(crate) fn attend(self, sequences: &[Range<usize>], window: Option<usize>, qkv: &[f32], out: &mut [f32]) {
         let outputs = pieces(out, sequences, self.query_width());
         outputs.into_par_iter().zip(sequences.par_iter()).for_each(|(out, sequence)| {
             let qkv = &qkv[sequence.start * self.width()..sequence.end * self.width()];
             let mut weights = vec![0.0; sequence.len() * sequence.len()];
             for head in 0..self.queries {
                 let [q, k, v] = self.columns(head);
-                self.weights(&qkv[q..], &qkv[k..], sequence.len(), &mut weights);
+                self.weights(&qkv[q..], &qkv[k..], sequence.len(), window, &mut weights);
                 let sizes = (sequence.len(), self.dim, sequence.len());
                 let (b, strides) = (&qkv[v..], (self.width(), 1));
                 let out = &mut out[head * self.dim..];
@@ -61,16 +60,23 @@ impl Heads {
     }
 
     /// The gradient of [`Heads::attend`] by `qkv`, in its layout; `dqkv` is zero at the start.
-    pub(crate) fn attend_backward(self, sequences: &[Range<usize>], qkv: &[f32], dy: &[f32], dqkv: &mut [f32]) {
+    pub(crate) fn attend_backward(
+        self,
+        sequences: &[Range<usize>],
+        window: Option<usize>,
+        qkv: &[f32],
+        dy: &[f32],
+        dqkv: &mut [f32],
+    ) {
         let outputs = pieces(dqkv, sequences, self.width());
         outputs.into_par_iter().zip(sequences.par_iter()).for_each(|(dqkv, sequence)| {
             let qkv = &qkv[sequence.start * self.width()..sequence.end * self.width()];
             let dy = &dy[sequence.start * self.query_width()..sequence.end * self.query_width()];
-            self.backward_sequence(qkv, dy, dqkv);
+            self.backward_sequence(window, qkv, dy, dqkv);
         });
     }
 
-    fn backward_sequence(self, qkv: &[f32], dy: &[f32], dqkv: &mut [f32]) {
+    fn backward_sequence(self, window: Option<usize>, qkv: &[f32], dy: &[f32], dqkv: &mut [f32]) {
         let (width, dim) = (self.width(), self.dim);
         let length = qkv.len() / width;
         let mut weights = vec![0.0; length * length];
@@ -78,7 +84,7 @@ impl Heads {
         for head in 0..self.queries {
             let [q, k, v] = self.columns(head);
             let dy = (&dy[head * dim..], (self.query_width(), 1));
-            self.weights(&qkv[q..], &qkv[k..], length, &mut weights);
+            self.weights(&qkv[q..], &qkv[k..], length, window, &mut weights);
             // dv += weightsᵀ · dy.
             product((length, dim, length), 1.0, (&weights, (1, length)), dy, 1.0, (&mut dqkv[v..], width), 1);
             // d(weights) = dy · vᵀ, then back through the softmax.
@@ -87,7 +93,7 @@ impl Heads {
             for (row, weights) in scores.chunks_exact_mut(length).zip(weights.chunks_exact(length)) {
                 let dot: f32 = row.iter().zip(weights).map(|(a, b)| a * b).sum();
                 for (score, weight) in row.iter_mut().zip(weights) {
-                    *score = weight * (*score - dot) * self.scale();
+                    *score = weight * (*score - dot) * self.scale;
                 }
             }
             let sizes = (length, dim, length);
@@ -96,13 +102,16 @@ impl Heads {
         }
     }
 
-    /// Attention weights of one head: `[length, length]`, zero above the diagonal.
-    fn weights(self, q: &[f32], k: &[f32], length: usize, weights: &mut [f32]) {
+    /// Attention weights of one head: `[length, length]`, zero above the diagonal and before the window.
+    fn weights(self, q: &[f32], k: &[f32], length: usize, window: Option<usize>, weights: &mut [f32]) {
         let width = self.width();
         let sizes = (length, length, self.dim);
-        product(sizes, self.scale(), (q, (width, 1)), (k, (1, width)), 0.0, (weights, length), 1);
+        product(sizes, self.scale, (q, (width, 1)), (k, (1, width)), 0.0, (weights, length), 1);
         for (token, row) in weights.chunks_exact_mut(length).enumerate() {
+            let first = window.map_or(0, |it| (token + 1).saturating_sub(it));
             let (seen, unseen) = row.split_at_mut(token + 1);
+            let (forgotten, seen) = seen.split_at_mut(first);
+            forgotten.fill(0.0);
             let largest = seen.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
             let mut sum = 0.0;
             for weight in seen.iter_mut() {

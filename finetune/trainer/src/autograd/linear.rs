@@ -9,6 +9,8 @@ use super::{Op, product};
 pub(crate) struct Group {
     pub(crate) inputs: usize,
     pub(crate) outputs: Vec<usize>,
+    /// Those that adapters are put on, in order.
+    pub(crate) adapted: Vec<usize>,
 }
 
 /// What of a group is trained, as slices of a block's parameters.
@@ -16,7 +18,7 @@ pub(crate) struct Group {
 pub(crate) enum Trained<T> {
     /// The weights themselves.
     Whole(T),
-    /// The adapters over frozen weights: `A` of each linear one below another, then `B` of each.
+    /// The adapters over frozen weights: `A` of each adapted linear one below another, then `B` of each.
     Adapter {
         /// The frozen weights.
         weight: T,
@@ -24,7 +26,7 @@ pub(crate) enum Trained<T> {
         pairs: T,
         /// Rank of each pair.
         rank: usize,
-        /// `alpha / rank`.
+        /// What the update is multiplied by.
         scale: f32,
     },
 }
@@ -39,26 +41,38 @@ impl Group {
         self.width() * self.inputs
     }
 
+    /// Rows of the adapted linears, one below another.
+    fn adapted_width(&self) -> usize {
+        self.adapted.iter().map(|it| self.outputs[*it]).sum()
+    }
+
     /// Number of an adapter's parameters.
     pub(crate) fn pairs(&self, rank: usize) -> usize {
-        rank * (self.outputs.len() * self.inputs + self.width())
+        rank * (self.adapted.len() * self.inputs + self.adapted_width())
     }
 
-    /// Where `A` of a linear lies among its group's adapter parameters.
-    pub(crate) fn place_of_a(&self, index: usize, rank: usize) -> Range<usize> {
+    /// Where `A` of the so-manieth adapted linear lies among its group's adapter parameters.
+    pub(crate) fn place_of_a(&self, place: usize, rank: usize) -> Range<usize> {
         let size = rank * self.inputs;
-        index * size..(index + 1) * size
+        place * size..(place + 1) * size
     }
 
-    /// Where `B` of a linear lies.
-    pub(crate) fn place_of_b(&self, index: usize, rank: usize) -> Range<usize> {
-        let start = rank * (self.outputs.len() * self.inputs + self.outputs[..index].iter().sum::<usize>());
-        start..start + rank * self.outputs[index]
+    /// Where its `B` lies.
+    pub(crate) fn place_of_b(&self, place: usize, rank: usize) -> Range<usize> {
+        let before: usize = self.adapted[..place].iter().map(|it| self.outputs[*it]).sum();
+        let start = rank * (self.adapted.len() * self.inputs + before);
+        start..start + rank * self.outputs[self.adapted[place]]
+    }
+
+    /// Each adapted linear: its place among them, its first column and its rows.
+    fn updates(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
+        let column = |index: usize| self.outputs[..index].iter().sum();
+        self.adapted.iter().enumerate().map(move |(place, index)| (place, column(*index), self.outputs[*index]))
     }
 
     /// `scale · x · Aᵀ` for all adapters at once: `[tokens, linears · rank]`.
     fn narrow(&self, x: &[f32], pairs: &[f32], rank: usize, scale: f32, threads: usize) -> Vec<f32> {
-        let (tokens, all) = (x.len() / self.inputs, self.outputs.len() * rank);
+        let (tokens, all) = (x.len() / self.inputs, self.adapted.len() * rank);
         let mut narrow = vec![0.0; tokens * all];
         let sizes = (tokens, all, self.inputs);
         let (x, a) = ((x, (self.inputs, 1)), (pairs, (1, self.inputs)));
@@ -73,13 +87,14 @@ impl Group {
         let sizes = (tokens, width, self.inputs);
         product(sizes, 1.0, (x, (self.inputs, 1)), (weight, (1, self.inputs)), 0.0, (out, width), threads);
         let Trained::Adapter { pairs, rank, scale, .. } = trained else { return };
+        if self.adapted.is_empty() {
+            return;
+        }
         let narrow = self.narrow(x, pairs, rank, scale, threads);
-        let mut column = 0;
-        for (index, outputs) in self.outputs.iter().enumerate() {
-            let a = (&narrow[index * rank..], (self.outputs.len() * rank, 1));
-            let b = (&pairs[self.place_of_b(index, rank)], (1, rank));
-            product((tokens, *outputs, rank), 1.0, a, b, 1.0, (&mut out[column..], width), threads);
-            column += outputs;
+        for (place, column, outputs) in self.updates() {
+            let a = (&narrow[place * rank..], (self.adapted.len() * rank, 1));
+            let b = (&pairs[self.place_of_b(place, rank)], (1, rank));
+            product((tokens, outputs, rank), 1.0, a, b, 1.0, (&mut out[column..], width), threads);
         }
     }
 
@@ -109,20 +124,21 @@ impl Group {
                 threads,
             );
         };
+        if self.adapted.is_empty() {
+            return;
+        }
         let narrow = self.narrow(x, pairs, rank, scale, threads);
-        let all = self.outputs.len() * rank;
+        let all = self.adapted.len() * rank;
         let mut back = vec![0.0; tokens * all];
-        let mut column = 0;
-        for (index, outputs) in self.outputs.iter().enumerate() {
+        for (index, column, outputs) in self.updates() {
             let place = self.place_of_b(index, rank);
             // dB = dyᵀ · (scale · x · Aᵀ); d(x · Aᵀ) = scale · dy · B.
             let narrow = (&narrow[index * rank..], (all, 1));
-            let sizes = (*outputs, rank, tokens);
+            let sizes = (outputs, rank, tokens);
             let columns = &dy[column..];
             product(sizes, 1.0, (columns, (1, width)), narrow, 0.0, (&mut dp[place.clone()], rank), threads);
             let (b, back) = ((&pairs[place], (rank, 1)), (&mut back[index * rank..], all));
-            product((tokens, rank, *outputs), scale, (columns, (width, 1)), b, 0.0, back, threads);
-            column += outputs;
+            product((tokens, rank, outputs), scale, (columns, (width, 1)), b, 0.0, back, threads);
         }
         // dA = d(x · Aᵀ)ᵀ · x; dx += d(x · Aᵀ) · A.
         product((all, inputs, tokens), 1.0, (&back, (1, all)), (x, (inputs, 1)), 0.0, (dp, inputs), threads);
@@ -153,33 +169,6 @@ impl Op for Head {
     }
 }
 
-/// The output matrix, frozen. Input: `x [tokens, inputs]`.
-pub(crate) struct FrozenHead {
-    /// `[outputs, inputs]`.
-    pub(crate) weight: std::sync::Arc<Vec<f32>>,
-    pub(crate) group: Group,
-    pub(crate) threads: usize,
-}
-
-impl Op for FrozenHead {
-    const NAME: &'static str = "frozen_head";
-
-    fn shape(&self, inputs: &[&[usize]]) -> Vec<usize> {
-        vec![inputs[0][0], self.group.width()]
-    }
-
-    fn forward(&self, values: &[&[f32]], output: &mut [f32]) {
-        self.group.forward(values[0], Trained::Whole(&self.weight), output, self.threads);
-    }
-
-    fn backward(&self, _: &[&[f32]], grad: &[f32], grads: &mut [Vec<f32>]) {
-        let (outputs, inputs) = (self.group.width(), self.group.inputs);
-        let sizes = (grad.len() / outputs, inputs, outputs);
-        let (dy, w) = ((grad, (outputs, 1)), (self.weight.as_slice(), (inputs, 1)));
-        product(sizes, 1.0, dy, w, 0.0, (&mut grads[0], inputs), self.threads);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::check::{gradients, noise};
@@ -187,11 +176,8 @@ mod tests {
 
     #[test]
     fn heads_backward_equals_differences() {
-        let group = Group { inputs: 5, outputs: vec![4] };
-        let (x, w) = ((vec![3, 5], noise(15, 1, 1.0)), noise(20, 2, 1.0));
-        let head = Head { group: group.clone(), threads: 1 };
-        gradients(&head, &[x.clone(), (vec![4, 5], w.clone())], &[0, 1], 1e-3);
-        let frozen = FrozenHead { weight: std::sync::Arc::new(w), group, threads: 1 };
-        gradients(&frozen, &[x], &[0], 1e-3);
+        let group = Group { inputs: 5, outputs: vec![4], adapted: Vec::new() };
+        let head = Head { group, threads: 1 };
+        gradients(&head, &[(vec![3, 5], noise(15, 1, 1.0)), (vec![4, 5], noise(20, 2, 1.0))], &[0, 1], 1e-3);
     }
 }

@@ -1,8 +1,14 @@
 //! The training losses, fused with the softmax over the vocabulary.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
-use super::Op;
+use super::{Op, Weights};
+
+/// Logits that are held at once where the output matrix is frozen: of a large vocabulary, those of a whole batch take
+/// more memory than the policy.
+const LOGITS_MAX: usize = 1 << 24;
 
 /// What the policy is asked for at one token.
 #[derive(Clone, Debug)]
@@ -142,11 +148,8 @@ impl Op for SpanLoss {
     }
 
     fn forward(&self, values: &[&[f32]], output: &mut [f32]) {
-        let rows = values[0].par_chunks_exact(self.vocab).zip(&self.losses);
-        let losses: Vec<f32> = rows.map(|(row, loss)| loss.value(row)).collect();
-        // Summed in order, in f64: the same on any number of threads.
         #[expect(clippy::cast_possible_truncation, reason = "a loss is reported at f32")]
-        let sum = losses.iter().map(|it| f64::from(*it)).sum::<f64>() as f32;
+        let sum = total(values[0], &self.losses, self.vocab) as f32;
         output[0] = sum;
     }
 
@@ -154,6 +157,86 @@ impl Op for SpanLoss {
         let rows = values[0].par_chunks_exact(self.vocab).zip(&self.losses);
         let grads = grads[0].par_chunks_exact_mut(self.vocab);
         rows.zip(grads).for_each(|((row, loss), out)| loss.gradient(row, grad[0], out));
+    }
+}
+
+/// The output matrix, frozen, and the losses behind it: `Σ loss(x · Wᵀ)`. Input: `x [rows, width]`; output: `[1]`.
+///
+/// Logits are made some rows at a time and their gradient is taken at once, so that they are never all there.
+pub(crate) struct FrozenLoss {
+    /// `[vocab, width]`.
+    pub(crate) weight: std::sync::Arc<Weights>,
+    pub(crate) width: usize,
+    /// What no logit exceeds; see [`capped`].
+    pub(crate) cap: Option<f32>,
+    pub(crate) span: SpanLoss,
+    pub(crate) threads: usize,
+    /// The gradient by `x`, from the forward for the backward.
+    pub(crate) saved: Mutex<Option<Vec<f32>>>,
+}
+
+/// `cap · tanh(logit / cap)` of each logit, in place.
+pub(crate) fn capped(logits: &mut [f32], cap: f32) {
+    logits.par_iter_mut().for_each(|it| *it = cap * (*it / cap).tanh());
+}
+
+impl FrozenLoss {
+    /// The sum of the losses; their gradient by `x` is written to `dx`.
+    fn compute(&self, x: &[f32], dx: &mut [f32]) -> f32 {
+        let (vocab, width) = (self.span.vocab, self.width);
+        let rows_max = (LOGITS_MAX / vocab).max(1);
+        let mut sum = 0.0f64;
+        let pieces = x.chunks(rows_max * width).zip(dx.chunks_mut(rows_max * width));
+        for ((x, dx), losses) in pieces.zip(self.span.losses.chunks(rows_max)) {
+            let mut logits = self.weight.times(x, vocab, self.threads);
+            if let Some(cap) = self.cap {
+                capped(&mut logits, cap);
+            }
+            sum += total(&logits, losses, vocab);
+            let mut grads = vec![0.0; logits.len()];
+            let each = logits.par_chunks_exact(vocab).zip(losses).zip(grads.par_chunks_exact_mut(vocab));
+            each.for_each(|((row, loss), out)| loss.gradient(row, 1.0, out));
+            if let Some(cap) = self.cap {
+                // d(cap · tanh(z / cap)) / dz = 1 − tanh².
+                let slopes = logits.par_iter().map(|it| 1.0 - (it / cap).powi(2));
+                grads.par_iter_mut().zip(slopes).for_each(|(grad, slope)| *grad *= slope);
+            }
+            drop(logits);
+            self.weight.times_back(&grads, vocab, dx, self.threads);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a loss is reported at f32")]
+        let sum = sum as f32;
+        sum
+    }
+}
+
+/// Sum of the losses of some rows of logits: in order and in f64, the same on any number of threads.
+fn total(logits: &[f32], losses: &[TokenLoss], vocab: usize) -> f64 {
+    let rows = logits.par_chunks_exact(vocab).zip(losses);
+    let losses: Vec<f32> = rows.map(|(row, loss)| loss.value(row)).collect();
+    losses.iter().map(|it| f64::from(*it)).sum()
+}
+
+impl Op for FrozenLoss {
+    const NAME: &'static str = "frozen_loss";
+
+    fn shape(&self, _: &[&[usize]]) -> Vec<usize> {
+        vec![1]
+    }
+
+    fn forward(&self, values: &[&[f32]], output: &mut [f32]) {
+        let mut dx = vec![0.0; values[0].len()];
+        output[0] = self.compute(values[0], &mut dx);
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(dx);
+    }
+
+    fn backward(&self, values: &[&[f32]], grad: &[f32], grads: &mut [Vec<f32>]) {
+        let [dx] = grads else { return };
+        match self.saved.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(saved) => *dx = saved,
+            None => drop(self.compute(values[0], dx)),
+        }
+        dx.iter_mut().for_each(|it| *it *= grad[0]);
     }
 }
 
@@ -196,5 +279,28 @@ mod tests {
         };
         assert_eq!(gradient(1.0), vec![0.0; 4], "the ratio is 1.65 already: no push further up");
         assert_ne!(gradient(-1.0), vec![0.0; 4], "but it may come down");
+    }
+
+    #[test]
+    fn a_frozen_output_matrix_backward_equals_differences() {
+        let losses: Vec<TokenLoss> =
+            (0..3).map(|it| TokenLoss::Likelihood { target: it, weight: 0.5 + it as f32 }).collect();
+        let mut found = Vec::new();
+        for cap in [None, Some(1.5)] {
+            let op = FrozenLoss {
+                weight: Arc::new(Weights::F32(noise(30, 2, 1.0))),
+                width: 5,
+                cap,
+                span: SpanLoss { losses: losses.clone(), vocab: 6 },
+                threads: 1,
+                saved: Mutex::new(None),
+            };
+            let x = noise(15, 1, 1.0);
+            gradients(&op, &[(vec![3, 5], x.clone())], &[0], 3e-3);
+            let mut output = [0.0];
+            op.forward(&[&x], &mut output);
+            found.push(output);
+        }
+        assert_ne!(found[0], found[1]);
     }
 }

@@ -11,19 +11,21 @@ mod embedding;
 mod linear;
 mod loss;
 mod rms_norm;
+mod weights;
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 pub(crate) use attention::Heads;
-pub(crate) use block::{Block, Plan};
+pub(crate) use block::{Block, Frozen, GROUPS, Plan};
 pub(crate) use elementwise::Turns;
 pub(crate) use embedding::Embedding;
-pub(crate) use linear::{FrozenHead, Group, Head};
+pub(crate) use linear::{Group, Head};
 pub use loss::{Confidence, TokenLoss};
-pub(crate) use loss::{SpanLoss, log_softmax_at};
+pub(crate) use loss::{FrozenLoss, SpanLoss, capped, log_softmax_at};
 pub(crate) use rms_norm::RmsNorm;
+pub(crate) use weights::Weights;
 
 /// An operation: forward, and backward from the same inputs (nothing is saved in between).
 pub(crate) trait Op: Send + Sync + 'static {

@@ -181,7 +181,7 @@ impl<'a> Learner<'a> {
         threads: usize,
     ) -> Result<Self, TrainError> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let policy = TrainablePolicy::adapted(from, config.lora, &mut rng, threads)?;
+        let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?;
         let constants = AdamWConfig { weight_decay: 0.0, clip_norm: 0.5, ..AdamWConfig::LLAMA };
         let most = |world: usize| (config.tasks[world] * config.group).max(config.calibration_tasks[world]);
         let episodes = most(0).max(most(1));

@@ -4,6 +4,7 @@ pub mod base;
 pub mod fc_rl;
 pub mod run;
 mod schedule;
+pub mod sft;
 pub mod text;
 
-pub use schedule::Schedule;
+pub use schedule::{Course, Schedule};

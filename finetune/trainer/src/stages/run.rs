@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::{AdamW, TrainError, TrainablePolicy};
 
 /// How much work a kill may cost.
-const SAVE_EVERY: Duration = Duration::from_secs(10);
+pub(super) const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// What a stage tells while it runs.
 #[derive(Clone, Debug)]
@@ -34,6 +34,7 @@ pub type Watch<'a> = dyn FnMut(&Report) + 'a;
 pub struct StageRun {
     folder: PathBuf,
     saved: Instant,
+    save_every: Duration,
 }
 
 impl StageRun {
@@ -43,7 +44,12 @@ impl StageRun {
     /// When it cannot be made.
     pub fn open(folder: &Path) -> Result<Self, TrainError> {
         std::fs::create_dir_all(folder).map_err(|it| io(folder, it))?;
-        Ok(Self { folder: folder.to_path_buf(), saved: Instant::now() })
+        Ok(Self { folder: folder.to_path_buf(), saved: Instant::now(), save_every: SAVE_EVERY })
+    }
+
+    /// Lets so much time pass between two checkpoints.
+    pub(super) fn save_every(&mut self, interval: Duration) {
+        self.save_every = interval;
     }
 
     /// The folder.
@@ -93,7 +99,7 @@ impl StageRun {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&mut self, policy: &TrainablePolicy, optimizer: &AdamW, now: bool) -> Result<(), TrainError> {
-        if now || self.saved.elapsed() > SAVE_EVERY {
+        if now || self.saved.elapsed() >= self.save_every {
             optimizer.save(&self.state(), policy.trained())?;
             self.saved = Instant::now();
         }
@@ -133,14 +139,42 @@ impl StageRun {
         std::fs::write(&draft, kept).and_then(|()| std::fs::rename(&draft, &path)).map_err(|it| io(&path, it))
     }
 
-    /// Writes the adapter, then the merged checkpoint, and forgets the state.
+    /// Writes the adapter, then the merged checkpoint in f32, and forgets the state.
     ///
     /// # Errors
     /// When either cannot be written.
     pub fn finish(&self, base: &Checkpoint, adapter: &Adapter) -> Result<(), TrainError> {
+        self.finish_as(base, adapter, StoredType::F32)
+    }
+
+    /// The same with the merged weights stored otherwise.
+    ///
+    /// # Errors
+    /// As [`StageRun::finish`].
+    pub fn finish_as(&self, base: &Checkpoint, adapter: &Adapter, stored: StoredType) -> Result<(), TrainError> {
         adapter.write(&self.adapter(), &base.path.display().to_string())?;
-        fsq_quantizer::merge_to_checkpoint(base, std::slice::from_ref(adapter), StoredType::F32, &self.merged())?;
+        fsq_quantizer::merge_to_checkpoint(base, std::slice::from_ref(adapter), stored, &self.merged())?;
         self.forget_state()
+    }
+
+    /// Keeps what a state belongs to beside it.
+    ///
+    /// # Errors
+    /// When there is a state of something else, or the file cannot be written.
+    pub fn keep_identity(&self, identity: &str) -> Result<(), TrainError> {
+        let path = self.folder.join("identity");
+        if self.state().exists() {
+            let found = std::fs::read_to_string(&path).map_err(|it| io(&path, it))?;
+            if found != identity {
+                return Err(TrainError::State {
+                    path: self.state(),
+                    field: "recipe, base and data".into(),
+                    expected: "those that the stage began with".into(),
+                    found: "others".into(),
+                });
+            }
+        }
+        std::fs::write(&path, identity).map_err(|it| io(&path, it))
     }
 
     /// Removes the state of a finished stage.

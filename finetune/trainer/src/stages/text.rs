@@ -90,7 +90,7 @@ pub fn run(
     }
     let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let policy = TrainablePolicy::adapted(from, config.lora, &mut rng, threads)?;
+    let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?;
     let mut optimizer = base::optimizer();
     let done = run.resume(&policy, &mut optimizer)?;
     let traces = traces(config, &vocabulary, seed)?;
