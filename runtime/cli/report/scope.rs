@@ -79,8 +79,8 @@ fn not_covered(environments: &str) -> Vec<String> {
         "Other ways to run it. Episodes were played greedily, with keys and values in 16 bits, on the machine below."
             .into(),
         "Security, fairness and the content of texts. None of it is measured here.".into(),
-        "The time after release. Where tasks change, odds stop meaning what they did: report outcomes to the server and \
-         watch its alarm, or replay a log with `fsq calibrate --replay`."
+        "The time after release. Where tasks change, odds stop meaning what they did: report outcomes to the server \
+         and watch its alarm, or replay a log with `fsq calibrate --replay`."
             .into(),
     ]
 }
