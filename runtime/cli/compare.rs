@@ -49,7 +49,7 @@ pub(crate) struct CompareArguments {
     chunks: Option<u32>,
     /// Episodes of the reference in this environment instead of a text: what both state there is compared, too
     #[cfg(feature = "train")]
-    #[arg(long, value_enum, conflicts_with = "text")]
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours, conflicts_with = "text")]
     environment: Option<World>,
     /// Episodes
     #[cfg(feature = "train")]

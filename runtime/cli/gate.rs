@@ -25,7 +25,7 @@ pub(crate) struct GateArguments {
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
     /// An environment to play in; all of them if none is named
-    #[arg(long, value_enum)]
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each environment [default: as many as the profile wants, or twice that with --sequential]
     #[arg(long, short = 'n')]
