@@ -27,9 +27,9 @@ use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, St
 use crate::{Globals, output};
 
 /// Episodes in one batch: enough to keep every kernel busy, few enough for a small machine's caches.
-const BATCH: usize = 96;
+pub(crate) const BATCH: usize = 96;
 /// Longest turn.
-const TURN_TOKENS_MAX: usize = 96;
+pub(crate) const TURN_TOKENS_MAX: usize = 96;
 /// Longest conversation.
 const CONTEXT_TOKENS: usize = 512;
 /// Bins of a reliability curve.
@@ -286,7 +286,7 @@ pub(crate) fn n_distinct_tasks(plan: &Plan) -> usize {
     }
 }
 
-fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
+pub(crate) fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
     let options = DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: kv.into(), max_sequences: 2 * BATCH };
     LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())

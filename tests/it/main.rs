@@ -36,6 +36,8 @@ mod runtime;
 mod serving;
 #[cfg(feature = "train")]
 mod sft;
+#[cfg(feature = "train")]
+mod study;
 mod templates;
 mod tidy;
 mod tokenizers;

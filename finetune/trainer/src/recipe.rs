@@ -159,6 +159,8 @@ mod tests {
             include_str!("../../recipes/base.toml"),
             include_str!("../../recipes/demo.toml"),
             include_str!("../../recipes/demo-quick.toml"),
+            include_str!("../../recipes/study-smoke.toml"),
+            include_str!("../../recipes/study-t1-lite.toml"),
             SFT,
         ] {
             let recipe = Recipe::parse(text).unwrap();

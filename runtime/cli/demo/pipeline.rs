@@ -15,7 +15,8 @@ use fsq_trainer::stages::fc_rl;
 use fsq_trainer::stages::run::StageRun;
 use fsq_trainer::stages::text::TextStep;
 
-use super::{ArmName, base};
+use super::ArmName;
+use crate::base;
 use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_file, row};
 use crate::failure::Outcome;
 use crate::gate::{gate_runs, judge_worlds, outcome_of, profile, worst};

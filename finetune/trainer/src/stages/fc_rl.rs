@@ -17,11 +17,16 @@
 //! The confidence token itself gets the exact gradient of `(q − I)²`, in episodes of fresh tasks that are played as a
 //! deployed policy plays them, greedily: sampled episodes succeed less often, and a policy calibrated to them would
 //! be underconfident where it is used.
+//!
+//! Each of these choices is a switch of the recipe, so that a study can ask what it is worth: [`Advantages`],
+//! [`Scale`], [`ConfidenceSignal`] and what the policy's turns say ([`Turns`]).
 
-use std::collections::HashMap;
+mod config;
+mod rewards;
+
 use std::sync::Arc;
 
-use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, HealthLimits, Sample};
+use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, Sample};
 use fsq_calibrate::metrics::{Metrics, Outcome};
 use fsq_checkpoint::Checkpoint;
 use fsq_environments::{Countdown, DocHop, Environment, Split};
@@ -34,11 +39,11 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::run::{Report, StageRun, Watch};
-use super::schedule::Schedule;
-use super::text::tagged_traces;
-use crate::{
-    AdamW, AdamWConfig, Batch, Confidence, LoraConfig, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary,
-};
+use super::text::traces_of;
+use crate::{AdamW, AdamWConfig, Batch, Confidence, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary};
+
+pub use config::{Advantages, ConfidenceSignal, RlConfig, Scale};
+use rewards::Rewards;
 
 /// Where the adapter in training stands in the runtime.
 const ADAPTER: AdapterId = AdapterId(0);
@@ -52,36 +57,10 @@ const SPAN_TOKENS: f32 = 24.0;
 const CLIP: (f32, f32) = (0.2, 0.28);
 /// Below this AUROC the stated probability does not rank plans and must not steer them.
 const AUROC_MIN: f64 = 0.55;
+/// Traces of each world that hold the format.
+const TRACES: usize = 64;
 /// Steps in a row with an alarm after which the stage goes back to its last healthy adapter and stops.
 const ALARMS_MAX: usize = 3;
-
-/// FC-RL's recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RlConfig {
-    /// The adapter.
-    pub lora: LoraConfig,
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Tasks of a step: Countdown, DocHop.
-    pub tasks: [usize; 2],
-    /// Episodes of each task.
-    pub group: usize,
-    /// Tasks of a step that are played greedily, once each, for the confidence: Countdown, DocHop.
-    pub calibration_tasks: [usize; 2],
-    /// Learning rate over the run.
-    pub schedule: Schedule,
-    /// Weight of the mean `(q − I)²` of the greedy episodes beside the mean surrogate of the sampled ones.
-    pub confidence_weight: f32,
-    /// Weight of fidelity in the reward.
-    pub fidelity_weight: f32,
-    /// Weight of the stated probability in the policy span's advantage.
-    pub signal_weight: f32,
-    /// Weight of a few FE-SFT traces in every step, which hold the format.
-    pub format_weight: f32,
-    /// When to sound an alarm.
-    pub limits: HealthLimits,
-}
 
 /// One step, for the metrics.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -130,6 +109,7 @@ pub fn run(
     if run.is_done() {
         return Ok(());
     }
+    config.check()?;
     let mut learner = Learner::new(config, from, run, seed, threads)?;
     let done = run.resume(&learner.policy, &mut learner.optimizer)?;
     learner.replay_health(&run.metrics()?);
@@ -187,8 +167,10 @@ impl<'a> Learner<'a> {
         let episodes = most(0).max(most(1));
         let runtime = sampling_runtime(from, run, threads, episodes)?;
         let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
-        let mut traces = tagged_traces(&Countdown, 64, &vocabulary, seed)?;
-        traces.append(&mut tagged_traces(&DocHop, 64, &vocabulary, seed)?);
+        // Of the worlds that are played alone: the others' format is none of this run's.
+        let count = |world: usize| if config.tasks[world] > 0 { TRACES } else { 0 };
+        let mut traces = traces_of(&Countdown, config.turns, count(0), &vocabulary, seed)?;
+        traces.append(&mut traces_of(&DocHop, config.turns, count(1), &vocabulary, seed)?);
         let answers = GridAnswers::new(&runtime.tokenizer);
         let single = answers.single_tokens().ok_or(TrainError::GridTokens)?;
         let levels = single.iter().enumerate().map(|(level, token)| (*token, to_f32(level) / 20.0));
@@ -231,7 +213,8 @@ impl<'a> Learner<'a> {
         for group in countdown.iter().chain(&dochop) {
             self.add_group(group, &mut batch);
         }
-        let greedy: Group = greedy.into_iter().flatten().collect();
+        let is_scored = self.config.confidence == ConfidenceSignal::Brier;
+        let greedy: Group = greedy.into_iter().flatten().filter(|_| is_scored).collect();
         for episode in &greedy {
             self.add_confidence(episode, n_episodes / to_f32(greedy.len()), &mut batch);
         }
@@ -274,7 +257,7 @@ impl<'a> Learner<'a> {
             return Ok(Group::new());
         }
         let options = PlayOptions {
-            format: Format::Foresight,
+            format: self.config.turns.format(),
             temperature,
             seed,
             turn_tokens_max: TURN_TOKENS_MAX,
@@ -290,7 +273,8 @@ impl<'a> Learner<'a> {
         let all = || countdown.iter().chain(dochop).flatten();
         let outcomes: Vec<Outcome> = all().filter_map(Episode::outcome).collect();
         let greedy_outcomes: Vec<Outcome> = greedy.iter().flatten().filter_map(Episode::outcome).collect();
-        let samples: Vec<Sample> = all().filter_map(sample).collect();
+        let format = self.config.turns.format();
+        let samples: Vec<Sample> = all().filter_map(|it| sample(it, format)).collect();
         let batch = BatchHealth::of(&samples);
         // The gap is what this stage is there to close, so it never stops it.
         let alarms = self.health.observe(&batch).into_iter().filter(|it| !matches!(it, Alarm::Gap { .. }));
@@ -317,19 +301,25 @@ impl<'a> Learner<'a> {
 
     /// Adds a group's episodes with their losses.
     fn add_group(&self, group: &Group, batch: &mut Batch) {
-        let rewards = Rewards::of(group, self.config.fidelity_weight);
-        let weight = if self.auroc.is_some_and(|it| it >= AUROC_MIN) { self.config.signal_weight } else { 0.0 };
+        let rewards = Rewards::of(group, self.config);
+        let steers = self.auroc.is_some_and(|it| it >= AUROC_MIN) && self.config.advantages == Advantages::Spans;
+        let weight = if steers { self.config.signal_weight * rewards.signal_scale() } else { 0.0 };
         for (index, episode) in group.iter().enumerate() {
             let mut losses = Vec::new();
             for (t, step) in episode.steps.iter().enumerate() {
-                let world_model = rewards.world_model_advantage(index, t);
-                let policy = rewards.outcome_advantage(index) + weight * 0.5 * rewards.signal(index, t);
+                let policy = rewards.outcome_advantage(index) + weight * rewards.signal(index, t);
                 let confidence = step.confidence_at.filter(|_| step.distribution.is_some());
-                // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
-                let policy_from = confidence.map_or(step.tokens.end, |it| it + 2);
+                let (world_model, policy_from) = match self.config.advantages {
+                    // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
+                    Advantages::Spans => {
+                        (rewards.world_model_advantage(index, t), confidence.map_or(step.tokens.end, |it| it + 2))
+                    }
+                    Advantages::Outcome => (policy, step.tokens.start),
+                };
+                let untouched = confidence.filter(|_| self.config.confidence == ConfidenceSignal::Brier);
                 for (place, sampled) in step.tokens.clone().zip(&step.log_probabilities) {
                     let advantage = if place < policy_from { world_model } else { policy };
-                    if advantage != 0.0 && Some(place) != confidence {
+                    if advantage != 0.0 && Some(place) != untouched {
                         losses.push((
                             place - 1,
                             TokenLoss::Surrogate {
@@ -365,7 +355,7 @@ impl<'a> Learner<'a> {
     /// Adds a few FE-SFT traces, weighed so that all of them together count as `format_weight` an episode.
     fn add_traces(&self, step: usize, n_episodes: f32, batch: &mut Batch) {
         const COUNT: usize = 6;
-        if self.config.format_weight == 0.0 {
+        if self.config.format_weight == 0.0 || self.traces.is_empty() {
             return;
         }
         let picked: Vec<&Sequence> =
@@ -421,12 +411,12 @@ fn sampling_runtime(
     Ok(LoadedPolicy::load(&Gguf::open(&path)?, options)?)
 }
 
-fn sample(episode: &Episode) -> Option<Sample> {
+fn sample(episode: &Episode, format: Format) -> Option<Sample> {
     let first = episode.steps.first()?;
     let stated = first.stated().map_or(0.0, |it| it.value());
     let outcome = f64::from(u8::from(episode.success));
     Some(Sample {
-        well_formed: episode.steps.iter().all(|it| it.well_formed(Format::Foresight)),
+        well_formed: episode.steps.iter().all(|it| it.well_formed(format)),
         distribution: first.distribution.clone(),
         reward: outcome - (stated - outcome).powi(2),
         success: episode.success,
@@ -444,75 +434,6 @@ fn smoothed(before: Option<f64>, now: Option<f64>) -> Option<f64> {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0.0), |(sum, n), it| (sum + it, n + 1.0));
     if n > 0.0 { sum / n } else { 0.0 }
-}
-
-/// A group's rewards and stated probabilities, by rollout and step.
-struct Rewards {
-    world_model: Vec<Vec<f32>>,
-    stated: Vec<Vec<Option<f32>>>,
-    outcome: Vec<f32>,
-    /// Of all steps, for steps that hardly anyone reached.
-    by_step: HashMap<usize, Vec<f32>>,
-}
-
-impl Rewards {
-    fn of(group: &Group, fidelity_weight: f32) -> Self {
-        let mut rewards =
-            Self { world_model: Vec::new(), stated: Vec::new(), outcome: Vec::new(), by_step: HashMap::new() };
-        for episode in group {
-            let outcome = f32::from(u8::from(episode.success));
-            let mut of_steps = Vec::new();
-            let mut stated = Vec::new();
-            for (t, step) in episode.steps.iter().enumerate() {
-                #[expect(clippy::cast_possible_truncation, reason = "a probability")]
-                let q = step.stated().map(|it| it.value() as f32);
-                let truths: Vec<f64> = step.fidelity.iter().flatten().map(|it| f64::from(u8::from(*it))).collect();
-                #[expect(clippy::cast_possible_truncation, reason = "a share")]
-                let fidelity = mean(truths.into_iter()) as f32;
-                let reward = q.map_or(-1.0, |q| outcome - (q - outcome).powi(2) + fidelity_weight * fidelity);
-                rewards.by_step.entry(t).or_default().push(reward);
-                of_steps.push(reward);
-                stated.push(q);
-            }
-            let broken = episode.steps.iter().any(|it| it.fault.is_some());
-            rewards.outcome.push(outcome - if broken { 0.1 } else { 0.0 });
-            rewards.world_model.push(of_steps);
-            rewards.stated.push(stated);
-        }
-        rewards
-    }
-
-    /// Reward minus the mean of the other rollouts' at the same step; of all their steps where fewer than two reach it.
-    fn world_model_advantage(&self, index: usize, t: usize) -> f32 {
-        let own = self.world_model[index][t];
-        let peers = &self.by_step[&t];
-        let (sum, n) = if peers.len() > 2 {
-            (peers.iter().sum::<f32>() - own, peers.len() - 1)
-        } else {
-            let others = self.world_model.iter().enumerate().filter(|(it, _)| *it != index).flat_map(|(_, it)| it);
-            others.fold((0.0, 0), |(sum, n), it| (sum + it, n + 1))
-        };
-        if n == 0 { 0.0 } else { own - sum / to_f32(n) }
-    }
-
-    fn outcome_advantage(&self, index: usize) -> f32 {
-        let others = self.outcome.len() - 1;
-        if others == 0 {
-            return 0.0;
-        }
-        self.outcome[index] - (self.outcome.iter().sum::<f32>() - self.outcome[index]) / to_f32(others)
-    }
-
-    /// How much more this rollout states than its peers at the same step, in floored deviations.
-    fn signal(&self, index: usize, t: usize) -> f32 {
-        const DEVIATION_MIN: f32 = 0.1;
-        let Some(own) = self.stated[index][t] else { return 0.0 };
-        let peers: Vec<f32> = self.stated.iter().filter_map(|it| *it.get(t)?).collect();
-        let n = to_f32(peers.len());
-        let mean = peers.iter().sum::<f32>() / n;
-        let deviation = (peers.iter().map(|it| (it - mean).powi(2)).sum::<f32>() / n).sqrt();
-        ((own - mean) / deviation.max(DEVIATION_MIN)).clamp(-2.0, 2.0)
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^24")]

@@ -1,4 +1,4 @@
-//! The stages that learn from text: mid-training (WM-AMT, or its control without blocks) and FE-SFT.
+//! The stages that learn from text: mid-training (WM-AMT, or its control without blocks) and fine-tuning on traces.
 //!
 //! WM-AMT reads a stream of logged episodes in which most steps carry a world-model block; the control reads the same
 //! kind of episodes without blocks, for as many tokens. FE-SFT reads a few traces in the tagged format, many times.
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::run::{Report, StageRun, Watch};
 use super::{Schedule, base};
-use crate::text::{Logged, Piece, encode, filler, named_plan, prose};
+use crate::text::{Logged, Piece, Told, Turns, encode, filler, named_plan, prose, told};
 use crate::{Batch, LoraConfig, Sequence, TrainError, TrainablePolicy, Vocabulary};
 
 /// Share of mid-training episodes that carry blocks; the others keep the plain skill alive.
@@ -31,8 +31,26 @@ pub enum Material {
     Blocks,
     /// Logged episodes without.
     Plain,
+    /// The episodes of `blocks`, as many tokens of each, with blocks of which only this is told.
+    Matched(Told),
     /// So many traces of each world in the tagged format: Countdown, DocHop.
     Tagged([usize; 2]),
+    /// The same traces with a confidence that says nothing.
+    TaggedStates([usize; 2]),
+    /// The same traces with actions alone.
+    Untagged([usize; 2]),
+}
+
+impl Material {
+    /// The traces that a fixed set is made of; nothing for a stream of fresh episodes.
+    fn traces(&self) -> Option<(Turns, [usize; 2])> {
+        match self {
+            Self::Blocks | Self::Plain | Self::Matched(_) => None,
+            Self::Tagged(counts) => Some((Turns::Foresight, *counts)),
+            Self::TaggedStates(counts) => Some((Turns::States, *counts)),
+            Self::Untagged(counts) => Some((Turns::Plain, *counts)),
+        }
+    }
 }
 
 /// A text stage's recipe.
@@ -95,9 +113,9 @@ pub fn run(
     let done = run.resume(&policy, &mut optimizer)?;
     let traces = traces(config, &vocabulary, seed)?;
     for step in done..config.steps {
-        let batch = match &config.material {
-            Material::Tagged(_) => traces_batch(config, &traces, seed, step),
-            material => stream_batch(config, material == &Material::Blocks, &vocabulary, seed, step)?,
+        let batch = match config.material.traces() {
+            Some(_) => traces_batch(config, &traces, seed, step),
+            None => Batch::of(&stream(config, &vocabulary, seed, step)?),
         };
         #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
         let rate = config.schedule.rate((step + 1) as f32 / config.steps as f32);
@@ -110,14 +128,25 @@ pub fn run(
     run.finish(from, &adapter)
 }
 
+/// Tokens of the fixed set that a stage reads again and again; 0 for a stream of fresh episodes.
+///
+/// # Errors
+/// When the tokenizer refuses.
+pub fn set_tokens(config: &TextConfig, from: &Checkpoint, seed: u64) -> Result<usize, TrainError> {
+    let traces = traces(config, &Vocabulary::from_json(&from.tokenizer_json)?, seed)?;
+    Ok(traces.iter().map(|it| it.tokens.len()).sum())
+}
+
 /// A step of mid-training: fresh episodes, drawn by seed and step alone.
-fn stream_batch(
+///
+/// # Errors
+/// When the tokenizer refuses.
+pub fn stream(
     config: &TextConfig,
-    blocks: bool,
     vocabulary: &Vocabulary,
     seed: u64,
     step: usize,
-) -> Result<Batch, TrainError> {
+) -> Result<Vec<Sequence>, TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step as u64 + 1);
     let mut sequences = Vec::new();
@@ -126,37 +155,50 @@ fn stream_batch(
         let lag = |it: usize| config.mix[it] / (1.0 + to_f64(counted[it]));
         let kind = usize::from(lag(1) > lag(0));
         let mut made = match kind {
-            0 => mid_episodes(&Countdown, 1, 1.0, blocks, vocabulary, &mut rng)?,
+            0 => mid_episodes(&Countdown, 1, 1.0, &config.material, vocabulary, &mut rng)?,
             // What a search returns is mostly chance.
-            _ => mid_episodes(&DocHop, 6, 0.3, blocks, vocabulary, &mut rng)?,
+            _ => mid_episodes(&DocHop, 6, 0.3, &config.material, vocabulary, &mut rng)?,
         };
         counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
         sequences.append(&mut made);
     }
-    Ok(Batch::of(&sequences))
+    Ok(sequences)
 }
 
 fn mid_episodes<E: Environment>(
     world: &E,
     count: usize,
     answer_weight: f32,
-    blocks: bool,
+    material: &Material,
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sequence>, TrainError> {
     let tasks = world.tasks(Split::Train, rng.random(), count);
     let mut made = Vec::with_capacity(count);
     for task in tasks {
-        let carries = blocks && rng.random_bool(BLOCK_EPISODES);
+        let carries = material != &Material::Plain && rng.random_bool(BLOCK_EPISODES);
         let logged = Logged::play(world, task, E::LOGGING, carries, rng);
+        let mut fault = None;
         let script = logged.script(world, |index| match (carries, rng.random_bool(BLOCK_STEPS)) {
-            (true, true) => prose(&logged.imagined(world, index), &logged.steps[index].action, rng),
+            (true, true) => {
+                let block = prose(&logged.imagined(world, index), &logged.steps[index].action, rng);
+                match material {
+                    Material::Matched(what) => told(block, *what, vocabulary, rng).unwrap_or_else(|error| {
+                        fault = Some(error);
+                        Vec::new()
+                    }),
+                    _ => block,
+                }
+            }
             (true, false) => filler(0.1, 24, rng),
             (false, _) => match rng.random_bool(PLAN_STEPS) {
                 true => named_plan(&logged.actions(index), rng),
                 false => filler(0.1, 24, rng),
             },
         });
+        if let Some(fault) = fault {
+            return Err(fault);
+        }
         let own = skill_weight(logged.skill);
         made.push(encode(&script, vocabulary, |piece| match piece {
             Piece::Task => 0.02,
@@ -174,17 +216,18 @@ fn mid_episodes<E: Environment>(
     Ok(made)
 }
 
-/// The traces of FE-SFT: a fixed set.
+/// The traces of fine-tuning: a fixed set.
 fn traces(config: &TextConfig, vocabulary: &Vocabulary, seed: u64) -> Result<Vec<Sequence>, TrainError> {
-    let Material::Tagged(counts) = &config.material else { return Ok(Vec::new()) };
-    let mut traces = tagged_traces(&Countdown, counts[0], vocabulary, seed)?;
-    traces.append(&mut tagged_traces(&DocHop, counts[1], vocabulary, seed)?);
+    let Some((turns, counts)) = config.material.traces() else { return Ok(Vec::new()) };
+    let mut traces = traces_of(&Countdown, turns, counts[0], vocabulary, seed)?;
+    traces.append(&mut traces_of(&DocHop, turns, counts[1], vocabulary, seed)?);
     Ok(traces)
 }
 
-/// Traces in the tagged format, loss on the policy's own two spans only.
-pub(crate) fn tagged_traces<E: Environment>(
+/// Traces of one world, the same episodes whatever their turns say, with the loss on the policy's turns only.
+pub(crate) fn traces_of<E: Environment>(
     world: &E,
+    turns: Turns,
     count: usize,
     vocabulary: &Vocabulary,
     seed: u64,
@@ -195,7 +238,7 @@ pub(crate) fn tagged_traces<E: Environment>(
     for task in tasks {
         let logged = Logged::play(world, task, E::LOGGING, true, &mut rng);
         let own = skill_weight(logged.skill).max(0.1);
-        traces.push(encode(&logged.tagged_script(world), vocabulary, |piece| match piece {
+        traces.push(encode(&logged.trace(world, turns), vocabulary, |piece| match piece {
             Piece::Task | Piece::Answer => 0.0,
             Piece::WorldModel | Piece::State | Piece::Odds => 1.0,
             Piece::Settled => 2.0,
@@ -222,4 +265,91 @@ fn traces_batch(config: &TextConfig, traces: &[Sequence], seed: u64, step: usize
 #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
 fn to_f64(count: usize) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(material: Material) -> TextConfig {
+        let schedule = Schedule { learning_rate: 1e-3, warmup: 0.0, decay: 0.0, course: super::super::Course::Linear };
+        let lora = LoraConfig::new(4, 8.0);
+        TextConfig { material, lora, steps: 1, batch_tokens: 1536, mix: [0.6, 0.4], schedule }
+    }
+
+    fn vocabulary() -> Vocabulary {
+        Vocabulary::from_json(include_str!("../../../base/tokenizer.json")).unwrap()
+    }
+
+    /// Arms must differ in what their blocks tell, not in what data they see or how much of it.
+    #[test]
+    fn matched_material_is_the_same_episodes_and_the_same_tokens() {
+        let vocabulary = vocabulary();
+        let read = |material, step| stream(&config(material), &vocabulary, 5, step).unwrap();
+        for told in [Told::States, Told::NextState, Told::Actions] {
+            let mut differ = 0;
+            for step in 0..4 {
+                let (blocks, matched) = (read(Material::Blocks, step), read(Material::Matched(told), step));
+                assert_eq!(blocks.len(), matched.len());
+                for (with, without) in blocks.iter().zip(&matched) {
+                    assert_eq!(with.tokens.len(), without.tokens.len());
+                    differ += usize::from(with.tokens != without.tokens);
+                    // What the world said is the same, token for token, and at the same places.
+                    let asked = |it: &Sequence| {
+                        vocabulary
+                            .decode(&it.tokens)
+                            .unwrap()
+                            .split("<|user|>")
+                            .skip(1)
+                            .map(|it| it.split("<|assistant|>").next().map(str::to_string))
+                            .collect::<Vec<_>>()
+                    };
+                    assert_eq!(asked(with), asked(without));
+                }
+            }
+            assert!(differ > 4, "{told:?}: {differ}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_there() {
+        let vocabulary = vocabulary();
+        let text = |material| -> String {
+            let read = stream(&config(material), &vocabulary, 5, 0).unwrap();
+            read.iter().map(|it| vocabulary.decode(&it.tokens).unwrap()).collect()
+        };
+        let odds =
+            |text: &str| ["odds=", "chance=(", "success:"].iter().map(|it| text.matches(it).count()).sum::<usize>();
+        let (blocks, states) = (text(Material::Blocks), text(Material::Matched(Told::States)));
+        let (next, actions) = (text(Material::Matched(Told::NextState)), text(Material::Matched(Told::Actions)));
+        assert!(odds(&blocks) > 4);
+        assert_eq!([&states, &next, &actions].map(|it| odds(it)), [0; 3]);
+        let seen = |text: &str| text.matches(" sees ").count();
+        assert!(seen(&blocks) == seen(&states) && seen(&states) > seen(&next) && seen(&next) > 0, "{}", seen(&next));
+        assert_eq!(seen(&actions), 0);
+    }
+
+    #[test]
+    fn traces_of_every_kind_are_of_the_same_episodes() {
+        let vocabulary = vocabulary();
+        let texts = |turns| -> Vec<String> {
+            let traces = traces_of(&Countdown, turns, 12, &vocabulary, 3).unwrap();
+            traces.iter().map(|it| vocabulary.decode(&it.tokens).unwrap()).collect()
+        };
+        let actions = |text: &String| {
+            text.split("<action>")
+                .skip(1)
+                .map(|it| it.split("</action>").next().map(str::to_string))
+                .collect::<Vec<_>>()
+        };
+        let [foresight, states, plain] = [Turns::Foresight, Turns::States, Turns::Plain].map(texts);
+        for (index, text) in foresight.iter().enumerate() {
+            assert_eq!(actions(text), actions(&states[index]));
+            assert_eq!(actions(text), actions(&plain[index]));
+            assert!(!plain[index].contains("<confidence>"));
+            let stated = states[index].split("<confidence>").skip(1).map(|it| it.starts_with("50</confidence>"));
+            assert!(stated.clone().count() > 0 && stated.clone().all(|it| it));
+        }
+        assert!(foresight.iter().any(|it| !it.contains("<confidence>50")));
+    }
 }
