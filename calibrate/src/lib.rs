@@ -11,6 +11,7 @@
 //! | [`recalibration`] | maps from stated to estimate; the only maker of an [`Estimate`] |
 //! | [`threshold`] | the estimate from which on to act, so that failures stay bounded |
 //! | [`gates`] | paired judgement of a candidate against a reference; the only maker of [`gates::Passed`] |
+//! | [`crossed`] | intervals where training seeds and instances both are chance |
 //! | [`intervals`] | intervals for proportions, means and paired differences |
 //! | [`drift`] | whether probabilities still mean what they meant: audit, detector, refit and promotion |
 //! | [`alarms`] | signs that training is destroying the foresight it should calibrate |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alarms;
+pub mod crossed;
 pub mod divergence;
 pub mod drift;
 pub mod fidelity;

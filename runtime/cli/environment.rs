@@ -98,7 +98,9 @@ pub(crate) fn execute(globals: &Globals, arguments: &EnvironmentArguments) -> an
     let first = arguments.environment.open()?;
     let progress = Progress::new();
     progress.stage(format!("episodes in {}", first.name()), 2 * arguments.episodes as u64);
-    let options = CheckOptions { episodes: arguments.episodes, seed: arguments.seed, tags: &foresight::TAGS };
+    // Marks of turns begin with the last of them.
+    let tags: Vec<&str> = foresight::TAGS.into_iter().chain(["<|"]).collect();
+    let options = CheckOptions { episodes: arguments.episodes, seed: arguments.seed, tags: &tags };
     let found = match (&first, arguments.environment.open()?) {
         // A program of its own for the second time: what it remembers or draws by chance then shows.
         (AnyWorld::Process(first), AnyWorld::Process(second)) => check(&**first, &*second, &options),
@@ -116,7 +118,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &EnvironmentArguments) -> an
     match found.promises.iter().find_map(|it| Some((it.name, it.fault.as_ref()?))) {
         None => Ok(Outcome::Done),
         Some((name, fault)) => {
-            let refusal = Refusal::new(format!("environment `{}`: expected: {name}; found: {fault}", found.environment));
+            let refusal =
+                Refusal::new(format!("environment `{}`: expected: {name}; found: {fault}", found.environment));
             Err(refusal.hint("docs/environments.md says what each answer must keep to").into())
         }
     }

@@ -27,9 +27,9 @@ use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, St
 use crate::{Globals, environment, output};
 
 /// Episodes in one batch: enough to keep every kernel busy, few enough for a small machine's caches.
-const BATCH: usize = 96;
+pub(crate) const BATCH: usize = 96;
 /// Longest turn.
-const TURN_TOKENS_MAX: usize = 96;
+pub(crate) const TURN_TOKENS_MAX: usize = 96;
 /// Longest conversation.
 const CONTEXT_TOKENS: usize = 512;
 /// Bins of a reliability curve.
@@ -211,7 +211,7 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
     };
     let progress = Progress::new();
     progress.stage(format!("episodes in {}", world.name()), how.episodes as u64);
-    let mut policy = load(&arguments.file, globals.threads(), arguments.kv, arguments.context)?;
+    let mut policy = load_for(&arguments.file, globals.threads(), arguments.kv, arguments.context)?;
     let mut watch = |it| progress.set(it as u64);
     let part = match arguments.difficulty {
         Difficulty::Trained => in_world!(&world, it => play_in(it, &mut policy, None, &how, 0, &mut watch)),
@@ -286,7 +286,7 @@ pub(crate) fn play_adapted(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    let mut policy = load(file, threads, plan.kv, CONTEXT_TOKENS)?;
+    let mut policy = load(file, threads, plan.kv)?;
     policy.decoder.set_adapter(ADAPTER, adapter)?;
     play_policy(&mut policy, adapter.map(|_| ADAPTER), plan, 0, progress)
 }
@@ -301,7 +301,7 @@ pub(crate) fn play_rest(
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Played> {
     let plan = Plan { temperature: 0.0, ..*plan };
-    Ok(play_policy(&mut load(file, threads, plan.kv, CONTEXT_TOKENS)?, None, &plan, n_played, progress)?.0)
+    Ok(play_policy(&mut load(file, threads, plan.kv)?, None, &plan, n_played, progress)?.0)
 }
 
 /// Plays a file's policy and says what its matrices read meanwhile.
@@ -311,7 +311,7 @@ pub(crate) fn observe_file(
     threads: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Importance> {
-    let mut policy = load(file, threads, Kv::F16, CONTEXT_TOKENS)?;
+    let mut policy = load(file, threads, Kv::F16)?;
     policy.decoder.observe(Observing::default());
     let mut done = 0;
     for plan in plans {
@@ -339,7 +339,12 @@ pub(crate) fn n_distinct_tasks(plan: &Plan) -> usize {
     in_world!(&plan.world.any(), it => of_world(it, plan))
 }
 
-fn load(file: &Path, threads: usize, kv: Kv, context_tokens: usize) -> anyhow::Result<LoadedPolicy> {
+/// Loads a file's policy to be played in batches, with conversations of the usual length.
+pub(crate) fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
+    load_for(file, threads, kv, CONTEXT_TOKENS)
+}
+
+fn load_for(file: &Path, threads: usize, kv: Kv, context_tokens: usize) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
     let options = DecoderOptions { threads, context_tokens, kv: kv.into(), max_sequences: 2 * BATCH };
     LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())

@@ -29,7 +29,7 @@ const CONTEXT_WEIGHT: f32 = 0.25;
 pub(crate) struct ImportanceArguments {
     /// A GGUF file, best of 16 bits
     file: PathBuf,
-    /// Episodes in this environment; several are observed one after another
+    /// Episodes in this environment: countdown, dochop, dagmath, slipgrid; several are observed one after another
     #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each

@@ -1,5 +1,7 @@
 //! The `fsq` command: reads arguments, joins the crates, and decides exit codes.
 
+#[cfg(feature = "train")]
+mod base;
 mod bench;
 mod calibrate;
 #[cfg(feature = "serve")]
@@ -32,6 +34,8 @@ mod sampling;
 mod serve;
 #[cfg(feature = "train")]
 mod stamp;
+#[cfg(feature = "train")]
+mod study;
 #[cfg(feature = "train")]
 mod train;
 
@@ -119,6 +123,9 @@ enum Command {
     /// Train a stage, or all stages of a run file
     #[cfg(feature = "train")]
     Train(train::TrainArguments),
+    /// Run a registered study arm by arm, and judge what it predicted
+    #[cfg(feature = "train")]
+    Study(study::StudyArguments),
     /// Check and preview records to train on
     #[cfg(feature = "train")]
     Data(data::DataArguments),
@@ -190,6 +197,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Gate(it) => gate::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Train(it) => train::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Study(it) => study::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Data(it) => data::execute(globals, it),
         #[cfg(feature = "train")]

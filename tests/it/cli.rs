@@ -97,7 +97,7 @@ fn every_command_explains_itself() {
     commands.retain(|it| *it != "help");
     commands.sort_unstable();
     let expected = "bench calibrate chat compare data demo devices environment eval gate importance inspect logits \
-                    quantize report run serve train";
+                    quantize report run serve study train";
     assert_eq!(commands.join(" "), expected, "{help}");
     for command in commands {
         let own = fsq(&[command, "--help"]);

@@ -217,6 +217,11 @@ pub fn success_label<E: Environment>(
     on_grid(100.0 * f64::from(successes + 1) / f64::from(n + 2))
 }
 
+/// A user's text in which nothing looks like the mark of a turn, since training text has such marks.
+fn only_text(text: &str) -> String {
+    text.replace("<|", "< |")
+}
+
 fn on_grid(percent: f64) -> u8 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 20")]
     let level = (percent / 5.0).round() as u8;

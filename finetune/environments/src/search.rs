@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::countdown::mixed;
 use crate::index::Index;
-use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split};
+use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split, only_text};
 
 /// Largest text file, and largest file of questions.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -373,10 +373,11 @@ impl Environment for SearchWorld {
         }
         let calls = format!("calls {}", state.calls_left);
         if state.calls_left == self.calls {
-            return format!("ask {} {calls}", self.question(*task).question);
+            return format!("ask {} {calls}", only_text(&self.question(*task).question));
         }
         let shown: Vec<&str> = state.shown.iter().map(|it| self.passages[*it].as_str()).collect();
-        if shown.is_empty() { format!("{calls} read nothing") } else { format!("{calls} read\n{}", shown.join("\n")) }
+        let shown = only_text(&shown.join("\n"));
+        if shown.is_empty() { format!("{calls} read nothing") } else { format!("{calls} read\n{shown}") }
     }
 
     /// Too many to list: some that [`Environment::step`] takes.

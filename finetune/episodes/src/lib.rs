@@ -8,7 +8,7 @@ mod protocol;
 mod record;
 mod stated;
 
-pub use play::{PlayOptions, play};
+pub use play::{PlayOptions, play, play_from};
 pub use protocol::Protocol;
 pub use record::{Episode, Format, PlayedStep, evaluation, records};
 pub use stated::GridAnswers;

@@ -54,13 +54,30 @@ pub fn play<E: Environment, D: Decode>(
     options: &PlayOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Episode>, EpisodeError> {
+    play_from(world, tasks, &[], decoder, protocol, options, progress)
+}
+
+/// Plays as [`play`] does a policy that is made to begin its turns as given: `openings[task][step]` are the first
+/// tokens of a turn, behind which it goes on by itself. Turns without an opening are its own.
+///
+/// # Errors
+/// As [`play`].
+pub fn play_from<E: Environment, D: Decode>(
+    world: &E,
+    tasks: &[E::Task],
+    openings: &[Vec<Vec<TokenId>>],
+    decoder: &mut D,
+    protocol: &Protocol<'_>,
+    options: &PlayOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Episode>, EpisodeError> {
     let answers = GridAnswers::new(protocol.tokenizer);
     // Reading what a policy states forks its sequence, so half of the room is kept free.
     let running_max = options.batch.min(decoder.max_sequences() / 2).max(1);
     let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max: BATCH_TOKENS });
     let done = tasks.iter().map(|_| None).collect();
     let mut player =
-        Player { world, tasks, engine, protocol, options, answers, live: HashMap::new(), next: 0, done };
+        Player { world, tasks, openings, engine, protocol, options, answers, live: HashMap::new(), next: 0, done };
     match player.run(running_max, progress) {
         Ok(()) => Ok(player.done.into_iter().flatten().collect()),
         Err(error) => Err(player.interrupted(error)),
@@ -70,6 +87,7 @@ pub fn play<E: Environment, D: Decode>(
 struct Player<'a, E: Environment, D: Decode> {
     world: &'a E,
     tasks: &'a [E::Task],
+    openings: &'a [Vec<Vec<TokenId>>],
     engine: Engine<&'a mut D>,
     protocol: &'a Protocol<'a>,
     options: &'a PlayOptions,
@@ -133,7 +151,10 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
         self.submit(Live { index, sequence, states: vec![state.clone()], state, episode, turn })
     }
 
-    fn submit(&mut self, live: Live<E::State>) -> Result<(), EpisodeError> {
+    fn submit(&mut self, mut live: Live<E::State>) -> Result<(), EpisodeError> {
+        if let Some(opening) = self.openings.get(live.index).and_then(|it| it.get(live.episode.steps.len())) {
+            live.episode.tokens.extend(opening);
+        }
         // Every episode and turn draws from a stream of its own, so the batch's make-up changes nothing.
         let stream = (live.index as u64) << 8 | live.episode.steps.len() as u64;
         let seed = self.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -26,7 +26,7 @@ const OBSERVED: usize = 48;
 /// What the gates judge by.
 #[derive(Args)]
 pub(crate) struct JudgingArguments {
-    /// An environment to judge in; all of them if none is named
+    /// An environment to judge in: countdown, dochop, dagmath, slipgrid; the first two if none is named
     #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each environment [default: as many as the profile wants at least]

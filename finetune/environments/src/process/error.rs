@@ -12,7 +12,7 @@ pub struct ProcessError {
     /// What it was asked, such as `step go east`.
     pub request: String,
     /// What was wrong with the answer.
-    pub fault: ProcessFault,
+    pub fault: Box<ProcessFault>,
 }
 
 /// What was expected of a program and what it did.

@@ -22,7 +22,7 @@ pub use answer::{Hello, PROTOCOL};
 pub use error::{ProcessError, ProcessFault};
 
 use crate::countdown::mixed;
-use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split};
+use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split, only_text};
 use answer::Answer;
 use child::Child;
 use error::shortened;
@@ -94,7 +94,7 @@ impl ProcessWorld {
         let (child, hello) = started.map_err(|fault| ProcessError {
             environment: shortened(&command),
             request: "hello".into(),
-            fault,
+            fault: Box::new(fault),
         })?;
         let connection = Connection { child: Some(child), n_restarts: 0, next_id: 1, fault: None, listed: None };
         Ok(Self { options, hello, connection: Mutex::new(connection) })
@@ -158,7 +158,7 @@ impl ProcessWorld {
 
     fn error(&self, request: &str, shown: &str, fault: ProcessFault) -> ProcessError {
         let request = shortened(format!("{request} {shown}").trim_end());
-        ProcessError { environment: self.hello.name.clone(), request, fault }
+        ProcessError { environment: self.hello.name.clone(), request, fault: Box::new(fault) }
     }
 
     /// Keeps a fault that only shows when answers are compared.
@@ -333,7 +333,7 @@ impl Environment for ProcessWorld {
     }
 
     fn observe(&self, _: &Task, state: &Seen) -> String {
-        state.text.clone()
+        only_text(&state.text)
     }
 
     fn legal_actions(&self, _: &Task, state: &Seen) -> Vec<String> {
