@@ -304,9 +304,8 @@ fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], look: &L
         n_min: question.n_min,
         harm,
         deviation: deviation(&values.harm).map(|it| it * (n as f64).sqrt()),
-        interval: harm.and_then(|it| {
-            accelerated(&mut values.harm, resamples, confidence, it, shape.acceleration, shape.freedom)
-        }),
+        interval: harm
+            .and_then(|it| accelerated(&mut values.harm, resamples, confidence, it, shape.acceleration, shape.freedom)),
     };
     if question.id == "G1" && n > 0 {
         // The score interval knows that a task which did not flip here may flip elsewhere.
