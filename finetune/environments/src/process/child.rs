@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::{ProcessFault, shortened};
@@ -35,8 +35,12 @@ pub(super) struct Child {
     input: Option<Sender<Vec<u8>>>,
     output: Receiver<Output>,
     last_words: Arc<Mutex<VecDeque<u8>>>,
+    /// Reads standard error to its end.
+    listener: JoinHandle<()>,
     line_bytes_max: usize,
     guard: Option<Guard>,
+    /// It was ended, and its number may be another's.
+    is_over: bool,
 }
 
 impl Child {
@@ -63,8 +67,8 @@ impl Child {
         thread::spawn(move || read_lines(stdout, line_bytes_max, &lines));
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let words = Arc::clone(&last_words);
-        thread::spawn(move || keep_last_words(stderr, &words));
-        Ok(Self { process, input: Some(input), output, last_words, line_bytes_max, guard })
+        let listener = thread::spawn(move || keep_last_words(stderr, &words));
+        Ok(Self { process, input: Some(input), output, last_words, listener, line_bytes_max, guard, is_over: false })
     }
 
     /// Sends a line and waits for one.
@@ -90,8 +94,11 @@ impl Child {
             Some(status) => status.to_string(),
             None => "it closed its output and goes on".into(),
         };
-        // The thread that reads standard error may be a little behind.
-        thread::sleep(GLANCE);
+        // Whoever reads standard error may be a little behind.
+        let begun = Instant::now();
+        while !self.listener.is_finished() && begun.elapsed() < FAREWELL {
+            thread::sleep(GLANCE);
+        }
         let words: Vec<u8> = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         let words = String::from_utf8_lossy(&words).into_owned();
         let last = words.trim_end().rsplit('\n').next().unwrap_or_default();
@@ -115,6 +122,10 @@ impl Child {
     }
 
     fn end(&mut self) {
+        if self.is_over {
+            return;
+        }
+        self.is_over = true;
         self.input = None;
         end_group(&self.process);
         let _ = self.process.kill();
@@ -128,7 +139,9 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.input = None;
-        self.wait(FAREWELL);
+        if !self.is_over {
+            self.wait(FAREWELL);
+        }
         // Also what the program started and left behind.
         self.end();
     }
