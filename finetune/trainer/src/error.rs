@@ -49,6 +49,18 @@ pub enum TrainError {
         /// What is set.
         found: String,
     },
+    /// A quantized file that cannot be trained over.
+    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    Grid {
+        /// The file.
+        path: PathBuf,
+        /// Its tensor or key.
+        field: String,
+        /// What the checkpoint needs.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
     /// Records that cannot be used.
     #[error("{first} ({n} such lines, all of them in {})", path.display())]
     Rejects {
