@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::drift::Seen;
-use crate::server::PolicyFacts;
+use crate::options::PolicyFacts;
 use crate::store::Counts;
 
 /// Upper ends of the buckets for the time to a request's first token, in seconds: vLLM's, so that its dashboards fit.
