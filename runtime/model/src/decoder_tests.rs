@@ -277,7 +277,7 @@ fn what_is_kept_gives_the_bits_that_running_it_gives_and_no_adapter_gets_another
         decoder.set_adapter(place, Some(&adapter(&TINY, 1, 4))).unwrap();
         let tokens = prompt(1, 100);
         let alone = [None, Some(place)].map(|it| all_logits(&mut decoder, &tokens, it));
-        let mut go_on = |decoder: &mut Decoder<Cpu>, text: &[TokenId], adapter, alone: &[f32]| {
+        let go_on = |decoder: &mut Decoder<Cpu>, text: &[TokenId], adapter, alone: &[f32]| {
             let sequence = decoder.open_sequence();
             let n_kept = decoder.adopt(sequence, text, adapter);
             let step = Step { sequence, tokens: &text[n_kept..], logits: LogitsFor::All, adapter };
