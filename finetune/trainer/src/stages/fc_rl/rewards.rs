@@ -118,7 +118,7 @@ mod tests {
 
     fn config(settings: &[&str]) -> RlConfig {
         let settings: Vec<String> = settings.iter().map(|it| format!("fc-rl.{it}")).collect();
-        let recipe = Recipe::parse_with(include_str!("../../../recipes/demo.toml"), &settings).unwrap();
+        let recipe = Recipe::parse_with(include_str!("../../../../recipes/demo.toml"), &settings).unwrap();
         recipe.fc_rl.unwrap()
     }
 
@@ -174,7 +174,7 @@ mod tests {
             let refused = config(settings).check().unwrap_err().to_string();
             assert!(refused.starts_with(&format!("{field}: ")), "{refused}");
         }
-        let unknown = Recipe::parse_with(include_str!("../../../recipes/demo.toml"), &["fc-rl.scale=std".into()]);
+        let unknown = Recipe::parse_with(include_str!("../../../../recipes/demo.toml"), &["fc-rl.scale=std".into()]);
         assert!(unknown.unwrap_err().to_string().contains("deviation"));
     }
 
