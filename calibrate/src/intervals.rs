@@ -35,6 +35,14 @@ pub(crate) fn reach(confidence: f64) -> Option<f64> {
     normal_quantile(0.5 + confidence / 2.0)
 }
 
+/// How many standard errors a two-sided interval reaches where the error itself comes from so many degrees of freedom.
+pub(crate) fn student(freedom: f64, confidence: f64) -> Option<f64> {
+    if freedom.is_infinite() {
+        return reach(confidence);
+    }
+    Some(StudentsT::new(0.0, 1.0, freedom).ok()?.inverse_cdf(0.5 + confidence / 2.0))
+}
+
 /// The Wilson score interval of a proportion, two-sided (Wilson 1927).
 /// `None` if `n` is 0, `successes > n` or `confidence` is outside `(0, 1)`.
 pub fn wilson(successes: u64, n: u64, confidence: f64) -> Option<Interval> {
@@ -64,8 +72,7 @@ pub fn mean_t(values: &[f64], confidence: f64) -> Option<Interval> {
     }
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|it| (it - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.5 + confidence / 2.0);
-    let half = t * (variance / n).sqrt();
+    let half = student(n - 1.0, confidence)? * (variance / n).sqrt();
     half.is_finite().then_some(Interval { low: mean - half, high: mean + half })
 }
 
@@ -78,8 +85,7 @@ pub fn mean_clustered(values: &[(u64, f64)], confidence: f64) -> Option<Interval
         return None;
     }
     let (mean, error, n_clusters) = clustered_error(values)?;
-    let t = StudentsT::new(0.0, 1.0, n_clusters - 1.0).ok()?.inverse_cdf(0.5 + confidence / 2.0);
-    let half = t * error;
+    let half = student(n_clusters - 1.0, confidence)? * error;
     half.is_finite().then_some(Interval { low: mean - half, high: mean + half })
 }
 
@@ -197,13 +203,15 @@ pub fn pivotal(
 ///
 /// A percentile interval of a rare event is too short above: where few slips were seen, few are drawn. The
 /// correction shifts both ends by how many resampled values lie below the estimate, and by the
-/// `acceleration`: how fast the standard error grows with the truth. `resamples` is as for [`percentile`].
+/// `acceleration`: how fast the standard error grows with the truth. Both ends reach as far as Student's t with
+/// `freedom` degrees of freedom does, infinitely many for the normal's. `resamples` is as for [`percentile`].
 pub fn accelerated(
     values: &mut [f64],
     resamples: usize,
     confidence: f64,
     estimate: f64,
     acceleration: f64,
+    freedom: f64,
 ) -> Option<Interval> {
     percentile(values, resamples, confidence)?;
     let standard = Normal::new(0.0, 1.0).ok()?;
@@ -212,15 +220,15 @@ pub fn accelerated(
     let upto = values.partition_point(|it| *it <= estimate) as f64;
     let share = (0.5 * (below + upto) / n).clamp(0.5 / n, 1.0 - 0.5 / n);
     let shift = normal_quantile(share)?;
-    let end = |tail: f64| {
-        let reach = shift + normal_quantile(tail)?;
+    let student = student(freedom, confidence)?;
+    let end = |reach: f64| {
+        let reach = shift + reach;
         let slowed = 1.0 - acceleration * reach;
         // Beyond this the correction has no meaning; the outermost value is the safe end.
-        let share = if slowed > 0.0 { standard.cdf(shift + reach / slowed) } else { tail.round() };
-        Some(quantile(values, share))
+        let share = if slowed > 0.0 { standard.cdf(shift + reach / slowed) } else { f64::from(u8::from(reach > 0.0)) };
+        quantile(values, share)
     };
-    let tail = (1.0 - confidence) / 2.0;
-    Some(Interval { low: end(tail)?, high: end(1.0 - tail)? })
+    Some(Interval { low: end(-student), high: end(student) })
 }
 
 /// The quantile of sorted values, linear between neighbours; `sorted` must not be empty.

@@ -13,6 +13,8 @@ mod data;
 mod demo;
 mod devices;
 #[cfg(feature = "train")]
+mod environment;
+#[cfg(feature = "train")]
 mod evaluate;
 mod failure;
 #[cfg(feature = "train")]
@@ -127,6 +129,9 @@ enum Command {
     /// Check and preview records to train on
     #[cfg(feature = "train")]
     Data(data::DataArguments),
+    /// Look at a user's own environment before a policy plays in it
+    #[cfg(feature = "train")]
+    Environment(environment::EnvironmentArguments),
     /// Play a file's policy in an environment and measure its foresight
     #[cfg(feature = "train")]
     Eval(evaluate::EvalArguments),
@@ -196,6 +201,8 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         Command::Study(it) => study::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Data(it) => data::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Environment(it) => environment::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Eval(it) => evaluate::execute(globals, it),
         Command::Devices => devices::execute(globals),

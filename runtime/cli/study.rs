@@ -266,9 +266,9 @@ impl<'a> Gap<'a> {
             progress.set(report.step as u64);
         };
         match &stage.recipe {
-            Recipe::Text(config) => text::run(config, from, &mut run, stage.seed, threads, &mut watch)?,
+            Recipe::Text(config) => text::run(config, from, &mut run, None, stage.seed, threads, &mut watch)?,
             Recipe::Rl(config) => {
-                fc_rl::run(config, from, &mut run, stage.seed, threads, &mut watch)?;
+                fc_rl::run(config, from, &mut run, None, stage.seed, threads, &mut watch)?;
                 // As large as the policy itself, and of no more use.
                 let sampling = stage.folder.join("sampling-F32.gguf");
                 std::fs::remove_file(&sampling).with_context(|| sampling.display().to_string())?;

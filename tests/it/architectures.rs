@@ -141,13 +141,13 @@ pub(crate) fn convert(checkpoint: &Checkpoint, mix: Mix) -> PathBuf {
     encoded.draft.publish().unwrap()
 }
 
-fn decoder(file: &Path, context_tokens: usize) -> Decoder<Cpu> {
+pub(crate) fn decoder(file: &Path, context_tokens: usize) -> Decoder<Cpu> {
     let options = DecoderOptions { threads: 2, context_tokens, kv: KvFormat::F16, max_sequences: 4 };
     Decoder::load(&Gguf::open(file).unwrap(), options).unwrap()
 }
 
 /// Logits after every token, read in pieces of so many.
-fn in_pieces(decoder: &mut Decoder<Cpu>, tokens: &[u32], piece: usize) -> Vec<f32> {
+pub(crate) fn in_pieces(decoder: &mut Decoder<Cpu>, tokens: &[u32], piece: usize) -> Vec<f32> {
     let sequence = decoder.open_sequence();
     let mut rows = Vec::new();
     for tokens in tokens.chunks(piece) {
@@ -233,7 +233,7 @@ fn far_from_stock(case: &Case, mix: Mix, file: &Path, rows: &[f32], limit: f64) 
 }
 
 /// The case with rows of whole super-blocks, where its heads do not depend on the width.
-fn widened(mut case: Case) -> Case {
+pub(crate) fn widened(mut case: Case) -> Case {
     if let Some(config) = case.config.as_object_mut().filter(|it| it.contains_key("head_dim")) {
         // llama.cpp loads a Qwen2 only where its heads together are as wide as the stream.
         let is_bound = config["model_type"] == "qwen2";

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use fsq_checkpoint::{Adapter, Checkpoint};
 use fsq_model::{Special, Tokenizer};
+use fsq_quantizer::Mix;
 use fsq_trainer::data::{DataSet, Encoder, EncoderConfig, Example};
-use fsq_trainer::{Batch, LoraConfig, TrainablePolicy};
+use fsq_trainer::{Batch, Grid, LoraConfig, TrainablePolicy};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 
-use crate::architectures::{cases, write_checkpoint};
+use crate::architectures::{cases, convert, decoder, in_pieces, widened, write_checkpoint};
 use crate::program::{BAD_INPUT, command, fsq, refused, text};
+use crate::recorded::relative_distance;
 use crate::tree::root;
 
 fn base() -> PathBuf {
@@ -356,4 +358,84 @@ fn shards_are_one_checkpoint() {
         policy.logits(&batch, vec![1, 3]).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     assert_eq!(logits(folder.path()), logits(&whole));
+}
+
+/// Logits of a fresh adapter, which adds nothing, over a checkpoint or over a quantized file of it.
+fn logits_over(checkpoint: &Checkpoint, grid: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let grid = grid.map(|it| Grid::open(it, checkpoint).unwrap());
+    let lora = LoraConfig::new(4, 8.0);
+    let policy = TrainablePolicy::adapted_over(checkpoint, grid.as_ref(), &lora, &mut rng, 2).unwrap();
+    let mut batch = Batch::default();
+    batch.push(tokens, Vec::new());
+    policy.logits(&batch, (0..tokens.len()).collect()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn an_adapter_is_trained_over_the_weights_of_a_quantized_file() {
+    // The runtime rounds activations, and the policies are so small that one level is seen.
+    const DISTANCE_MAX: f64 = 2e-2;
+    let folder = tempfile::tempdir().unwrap();
+    for case in cases().into_iter().filter(|it| !it.name.contains("moe")).map(widened) {
+        let checkpoint = write_checkpoint(&case, folder.path());
+        let own = logits_over(&checkpoint, None, &case.tokens);
+        let exact = logits_over(&checkpoint, Some(&convert(&checkpoint, Mix::F32)), &case.tokens);
+        assert_eq!(exact, own, "{}: every row in its place", case.name);
+        for mix in [Mix::Q8_0, Mix::Q4_K_M] {
+            let file = convert(&checkpoint, mix);
+            let over = logits_over(&checkpoint, Some(&file), &case.tokens);
+            let served = in_pieces(&mut decoder(&file, case.context), &case.tokens, case.tokens.len());
+            let (apart, rounding) = (relative_distance(&over, &served), relative_distance(&over, &own));
+            println!("{} {}: {apart:.1e} from what is served, {rounding:.1e} by rounding", case.name, mix.name());
+            assert!(apart < DISTANCE_MAX, "{} {}: {apart}", case.name, mix.name());
+            assert!(rounding > 0.0, "{} {}", case.name, mix.name());
+        }
+    }
+}
+
+#[test]
+fn a_run_learns_over_a_quantized_file_of_its_checkpoint_and_of_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run_file(folder.path(), &good(), "steps = 20");
+    let files = folder.path().join("files");
+    let quantized = |more: &[&str]| {
+        let base = base();
+        let mut arguments = vec!["quantize", text(&base), "--to", "q4_0", "--out", text(&files)];
+        arguments.extend_from_slice(more);
+        let output = fsq(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    quantized(&["--name", "plain"]);
+    let grid = files.join("plain-Q4_0.gguf");
+    let trained = |name: &str, more: &[String]| {
+        let out = folder.path().join(name);
+        let mut arguments = train(&run, &out);
+        arguments.extend_from_slice(more);
+        let output = fsq(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        out
+    };
+    let set = |path: &Path| vec!["--set".to_owned(), format!("sft.grid='{}'", path.display())];
+    let (own, over) = (trained("own", &[]), trained("over", &set(&grid)));
+    let losses = |out: &Path| metrics(out).iter().map(|it| it["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    let (own, learnt) = (losses(&own), losses(&over));
+    assert_ne!(own[0], learnt[0], "it is the file that is trained over");
+    assert!(learnt[19] < 0.9 * learnt[0], "{learnt:?}");
+    assert!(over.join("sft/adapter/adapter_model.safetensors").exists());
+
+    // What holds other weights is refused.
+    quantized(&["--name", "merged", "--adapter", text(&over.join("sft/adapter"))]);
+    let arguments = |grid: &Path| {
+        let mut arguments = train(&run, &folder.path().join("refused"));
+        arguments.extend(set(grid));
+        arguments
+    };
+    let refuse = |grid: &Path, expected: &str| {
+        refused(&arguments(grid).iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    };
+    refuse(&files.join("merged-Q4_0.gguf"), "expected the checkpoint alone, found 1 adapters merged into it");
+    let case = cases().into_iter().find(|it| it.name.starts_with("llama")).unwrap();
+    let other = convert(&write_checkpoint(&case, folder.path()), Mix::Q8_0);
+    refuse(&other, "token_embd.weight: expected a matrix of");
+    refuse(&folder.path().join("gone.gguf"), "gone.gguf");
 }

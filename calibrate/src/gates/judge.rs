@@ -1,6 +1,6 @@
 //! The gates themselves: what each measures, on which tasks, against which limit.
 
-use super::pairs::{Both, Measure, Pairs, Ranking, Side, acceleration, gap, squared_error};
+use super::pairs::{Both, Measure, Pairs, Ranking, Side, gap, shape, squared_error};
 use super::report::{Confidence, Flips, GateResult, Report, Verdict};
 use super::sequence::Look;
 use super::verdict::{Evidence, decide};
@@ -298,13 +298,14 @@ fn answers(
 fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], look: &Look, flips: Flips) -> GateResult {
     let (n, resamples, confidence) = (question.n, values.resamples, look.confidence());
     let harm = (question.harm)(once);
-    let skewed = acceleration(once.len(), &question.harm);
+    let shape = shape(once.len(), &question.harm);
     let mut evidence = Evidence {
         n,
         n_min: question.n_min,
         harm,
         deviation: deviation(&values.harm).map(|it| it * (n as f64).sqrt()),
-        interval: harm.and_then(|it| accelerated(&mut values.harm, resamples, confidence, it, skewed)),
+        interval: harm
+            .and_then(|it| accelerated(&mut values.harm, resamples, confidence, it, shape.acceleration, shape.freedom)),
     };
     if question.id == "G1" && n > 0 {
         // The score interval knows that a task which did not flip here may flip elsewhere.

@@ -12,9 +12,20 @@ pub(super) type Measure<'a> = Box<dyn Fn(&[u32]) -> Option<f64> + 'a>;
 /// Groups of tasks that are left out in turn.
 const GROUPS: usize = 200;
 
-/// Efron's acceleration of a harm over `n` tasks: the skewness of what each task adds, over 6, seen by leaving
-/// out one of 200 groups of tasks at a time.
-pub(super) fn acceleration(n: usize, harm: &Measure<'_>) -> f64 {
+/// How what each task adds to a harm is distributed, as far as an interval depends on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// Efron's acceleration: the skewness over 6.
+    pub(super) acceleration: f64,
+    /// Degrees of freedom of the harm's standard error. Where few tasks carry all of the harm, these are few.
+    pub(super) freedom: f64,
+}
+
+/// The shape of a harm over `n` tasks, seen by leaving out one of 200 groups of tasks at a time.
+///
+/// A variance estimated from `n` values of kurtosis `k` varies as one of `2 n / (k - 1)` degrees of freedom does; the
+/// kurtosis beyond 3 of a group's sum is that of a task over the group's size.
+pub(super) fn shape(n: usize, harm: &Measure<'_>) -> Shape {
     let mut weights = vec![1; n];
     let mut without = Vec::with_capacity(GROUPS);
     for group in 0..GROUPS.min(n) {
@@ -22,10 +33,15 @@ pub(super) fn acceleration(n: usize, harm: &Measure<'_>) -> f64 {
         without.extend(harm(&weights));
         (group..n).step_by(GROUPS).for_each(|it| weights[it] = 1);
     }
-    let mean = without.iter().sum::<f64>() / without.len() as f64;
+    let groups = without.len() as f64;
+    let mean = without.iter().sum::<f64>() / groups;
     let powers = |exponent: i32| without.iter().map(|it| (mean - it).powi(exponent)).sum::<f64>();
     let squares = powers(2);
-    if squares > 0.0 { powers(3) / (6.0 * squares.powf(1.5)) } else { 0.0 }
+    if squares.is_nan() || squares <= 0.0 {
+        return Shape { acceleration: 0.0, freedom: f64::INFINITY };
+    }
+    let beyond = (groups * powers(4) / (squares * squares) - 3.0).max(0.0) * n as f64 / groups;
+    Shape { acceleration: powers(3) / (6.0 * squares.powf(1.5)), freedom: 2.0 * n as f64 / (2.0 + beyond) }
 }
 
 /// Episodes of one task.

@@ -105,6 +105,12 @@ impl Tally {
         counts[index] += 1;
     }
 
+    /// Takes back what [`Tally::add`] added.
+    pub(super) fn remove(&mut self, index: usize, success: bool) {
+        let counts = if success { &mut self.successes } else { &mut self.failures };
+        counts[index] -= 1;
+    }
+
     pub(super) fn clear(&mut self) {
         self.successes.fill(0);
         self.failures.fill(0);

@@ -96,14 +96,16 @@ fn an_accelerated_interval_reaches_further_where_slips_are_rare() {
     // Symmetric values and no acceleration: the percentile interval.
     let mut even: Vec<f64> = (0..=1000).map(f64::from).collect();
     let plain = percentile(&mut even.clone(), 1001, 0.9).unwrap();
-    let same = accelerated(&mut even, 1001, 0.9, 500.0, 0.0).unwrap();
+    let same = accelerated(&mut even, 1001, 0.9, 500.0, 0.0, f64::INFINITY).unwrap();
     assert!((same.low - plain.low).abs() < 1e-6 && (same.high - plain.high).abs() < 1e-6, "{same:?}");
-    let skewed = accelerated(&mut even, 1001, 0.9, 500.0, 0.1).unwrap();
+    let skewed = accelerated(&mut even, 1001, 0.9, 500.0, 0.1, f64::INFINITY).unwrap();
     assert!(skewed.high > plain.high + 5.0 && skewed.low > plain.low + 5.0, "{skewed:?}");
-    let extreme = accelerated(&mut even, 1001, 0.9, 2000.0, 5.0).unwrap();
+    let few = accelerated(&mut even, 1001, 0.9, 500.0, 0.0, 20.0).unwrap();
+    assert!(few.high > plain.high + 5.0 && few.low < plain.low - 5.0, "{few:?}");
+    let extreme = accelerated(&mut even, 1001, 0.9, 2000.0, 5.0, f64::INFINITY).unwrap();
     assert!(extreme.low <= extreme.high && extreme.high.is_finite(), "{extreme:?}");
-    assert!(accelerated(&mut [], 10, 0.9, 0.0, 0.0).is_none());
-    let all = accelerated(&mut [2.0; 9], 9, 0.9, 2.0, 0.0).unwrap();
+    assert!(accelerated(&mut [], 10, 0.9, 0.0, 0.0, f64::INFINITY).is_none());
+    let all = accelerated(&mut [2.0; 9], 9, 0.9, 2.0, 0.0, f64::INFINITY).unwrap();
     assert_eq!((all.low, all.high), (2.0, 2.0));
 }
 

@@ -20,6 +20,9 @@ pub enum TrainError {
     /// The runtime refused.
     #[error(transparent)]
     Model(#[from] fsq_model::ModelError),
+    /// A user's environment cannot go on.
+    #[error(transparent)]
+    Environment(#[from] fsq_environments::ProcessError),
     /// Episodes could not be played.
     #[error(transparent)]
     Episode(#[from] fsq_episodes::EpisodeError),
@@ -47,6 +50,18 @@ pub enum TrainError {
         /// What can be trained.
         expected: String,
         /// What is set.
+        found: String,
+    },
+    /// A quantized file that cannot be trained over.
+    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    Grid {
+        /// The file.
+        path: PathBuf,
+        /// Its tensor or key.
+        field: String,
+        /// What the checkpoint needs.
+        expected: String,
+        /// What it has.
         found: String,
     },
     /// Records that cannot be used.

@@ -1,4 +1,5 @@
-//! The weights of a checkpoint under an adapter, kept in the type they are stored in where that is f32 or bf16.
+//! The weights of a checkpoint under an adapter, kept in the type they are stored in where that is f32 or bf16, or as the
+//! blocks of a quantized file of it.
 //!
 //! Reads names and shapes from the one description of each architecture; knows nothing of gradients.
 
@@ -10,6 +11,7 @@ use half::bf16;
 
 use crate::TrainError;
 use crate::autograd::{Frozen, GROUPS, Weights, capped};
+use crate::grid::Grid;
 use crate::policy::{EMBEDDING, OUTPUT_NORM, group_of, to_f32};
 
 /// The output matrix, `[vocab, hidden]`.
@@ -43,22 +45,24 @@ pub(crate) struct FrozenPolicy {
 }
 
 impl FrozenPolicy {
-    /// Reads all of them.
+    /// Reads all of them: matrices from the grid where there is one, the rest from the checkpoint.
     ///
     /// # Errors
     /// When a tensor is absent or unreadable.
-    pub(crate) fn read(checkpoint: &Checkpoint) -> Result<Self, TrainError> {
+    pub(crate) fn read(checkpoint: &Checkpoint, grid: Option<&Grid>) -> Result<Self, TrainError> {
         let sizes = &checkpoint.dimensions;
-        let embedding = Arc::new(stored(checkpoint, &[EMBEDDING.into()])?);
-        let weight =
-            if sizes.tied { Arc::clone(&embedding) } else { Arc::new(stored(checkpoint, &["lm_head.weight".into()])?) };
+        let matrix = |name: &str| matrices(checkpoint, grid, &[name.into()]).map(Arc::new);
+        let embedding = matrix(EMBEDDING)?;
+        let weight = if sizes.tied { Arc::clone(&embedding) } else { matrix("lm_head.weight")? };
         let norm = offset(checkpoint.tensor_f32(OUTPUT_NORM)?, sizes);
         let scaled = sizes.architecture.description().embedding_scaled;
         Ok(Self {
             embedding,
             hidden: sizes.hidden,
             embedding_scale: if scaled { to_f32(sizes.hidden).sqrt() } else { 1.0 },
-            blocks: (0..sizes.n_layers).map(|it| block(checkpoint, it).map(Arc::new)).collect::<Result<_, _>>()?,
+            blocks: (0..sizes.n_layers)
+                .map(|it| block(checkpoint, grid, it).map(Arc::new))
+                .collect::<Result<_, _>>()?,
             output_norm: Tensor::from_vec(norm, sizes.hidden, &Device::Cpu)?,
             output: Output { weight, cap: sizes.options.logit_cap },
         })
@@ -68,8 +72,8 @@ impl FrozenPolicy {
     pub(crate) fn embedded(&self, tokens: &[u32]) -> Vec<f32> {
         let mut rows = Vec::with_capacity(tokens.len() * self.hidden);
         for token in tokens {
-            let start = *token as usize * self.hidden;
-            self.embedding.extend(start..start + self.hidden, &mut rows);
+            let row = *token as usize;
+            rows.extend_from_slice(&self.embedding.rows(self.hidden, row..row + 1));
         }
         if self.embedding_scale != 1.0 {
             rows.iter_mut().for_each(|it| *it *= self.embedding_scale);
@@ -79,7 +83,7 @@ impl FrozenPolicy {
 }
 
 /// The weights of one block.
-fn block(checkpoint: &Checkpoint, layer: usize) -> Result<Frozen, TrainError> {
+fn block(checkpoint: &Checkpoint, grid: Option<&Grid>, layer: usize) -> Result<Frozen, TrainError> {
     let sizes = &checkpoint.dimensions;
     let description = sizes.architecture.description();
     let norm = |name: &str| -> Result<Vec<f32>, TrainError> {
@@ -94,7 +98,7 @@ fn block(checkpoint: &Checkpoint, layer: usize) -> Result<Frozen, TrainError> {
             biases[group].get_or_insert_default().extend(checkpoint.tensor_f32(&format!("{}.bias", module.hf))?);
         }
     }
-    let [first, second, third, fourth] = names.map(|it| stored(checkpoint, &it));
+    let [first, second, third, fourth] = names.map(|it| matrices(checkpoint, grid, &it));
     let before_feed_forward =
         if description.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
     let pair = |wanted: bool, names: [&str; 2]| -> Result<Option<[Vec<f32>; 2]>, TrainError> {
@@ -117,6 +121,11 @@ fn offset(mut norm: Vec<f32>, sizes: &Dimensions) -> Vec<f32> {
         norm.iter_mut().for_each(|it| *it += offset);
     }
     norm
+}
+
+/// Matrices one below another.
+fn matrices(checkpoint: &Checkpoint, grid: Option<&Grid>, names: &[String]) -> Result<Weights, TrainError> {
+    grid.map_or_else(|| stored(checkpoint, names), |it| it.matrices(names))
 }
 
 /// Tensors one below another: in bf16 if all are stored so, else in f32.

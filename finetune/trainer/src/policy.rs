@@ -19,6 +19,7 @@ use rand_distr::{Distribution, StandardNormal};
 use crate::autograd::{Block, Embedding, FrozenLoss, GROUPS, Group, Head, Heads, Plan, RmsNorm, SpanLoss, Turns};
 use crate::autograd::{apply, log_softmax_at, with_values};
 use crate::frozen::{FrozenPolicy, Output};
+use crate::grid::Grid;
 use crate::lora::LoraConfig;
 use crate::{Batch, TrainError};
 
@@ -111,13 +112,27 @@ impl TrainablePolicy {
         rng: &mut ChaCha8Rng,
         threads: usize,
     ) -> Result<Self, TrainError> {
+        Self::adapted_over(checkpoint, None, lora, rng, threads)
+    }
+
+    /// The same over a quantized file's matrices where there is one.
+    ///
+    /// # Errors
+    /// As [`TrainablePolicy::adapted`].
+    pub fn adapted_over(
+        checkpoint: &Checkpoint,
+        grid: Option<&Grid>,
+        lora: &LoraConfig,
+        rng: &mut ChaCha8Rng,
+        threads: usize,
+    ) -> Result<Self, TrainError> {
         // PEFT's default: Kaiming uniform with a = √5, which is ±1/√in.
         let fresh = |_: &str, [outputs, inputs]: [usize; 2]| {
             let bound = 1.0 / to_f32(inputs).sqrt();
             let a = (0..lora.rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
             Ok((a, vec![0.0; outputs * lora.rank]))
         };
-        Self::with_pairs(checkpoint, lora.clone(), fresh, threads)
+        Self::with_pairs(checkpoint, grid, lora.clone(), fresh, threads)
     }
 
     /// A checkpoint, frozen, with an adapter that goes on being trained: ours or PEFT's.
@@ -130,11 +145,12 @@ impl TrainablePolicy {
             let pair = adapter.pairs.get(path).ok_or_else(|| TrainError::MissingModule(path.into()))?;
             Ok((pair.a.clone(), pair.b.clone()))
         };
-        Self::with_pairs(checkpoint, LoraConfig::of(adapter), read, threads)
+        Self::with_pairs(checkpoint, None, LoraConfig::of(adapter), read, threads)
     }
 
     fn with_pairs(
         checkpoint: &Checkpoint,
+        grid: Option<&Grid>,
         lora: LoraConfig,
         mut pair: impl FnMut(&str, [usize; 2]) -> Result<(Vec<f32>, Vec<f32>), TrainError>,
         threads: usize,
@@ -155,7 +171,7 @@ impl TrainablePolicy {
             trained.insert(format!("block.{layer}"), parameters.clone());
             layers.push(parameters);
         }
-        let under = Under::Frozen(FrozenPolicy::read(checkpoint)?);
+        let under = Under::Frozen(FrozenPolicy::read(checkpoint, grid)?);
         Ok(Self { dimensions, lora: Some(lora), plan, under, layers, trained, threads })
     }
 

@@ -486,9 +486,9 @@ pub fn permute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f3
     permuted
 }
 
-/// The inverse of [`permute_rotary_rows`].
+/// The inverse of [`permute_rotary_rows`], for rows of weights or of the bytes that code them.
 #[must_use]
-pub fn unpermute_rotary_rows(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+pub fn unpermute_rotary_rows<T: Copy>(rows: &[T], heads: usize, columns: usize) -> Vec<T> {
     let head_dim = rows.len() / columns / heads;
     let half = head_dim / 2;
     let mut unpermuted = Vec::with_capacity(rows.len());

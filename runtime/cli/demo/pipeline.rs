@@ -82,8 +82,8 @@ impl Demo<'_> {
         let mut from = start;
         for stage in stages {
             let begun = Instant::now();
-            let merged =
-                run_stage(stage, self.recipe, Some(&from), &self.stage_folder(stage), self.threads, self.progress)?;
+            let folder = self.stage_folder(stage);
+            let merged = run_stage(stage, self.recipe, None, Some(&from), &folder, self.threads, self.progress)?;
             seconds.push(StageSeconds { stage: stage.title().into(), seconds: begun.elapsed().as_secs_f64() });
             from = Checkpoint::open(&merged)?;
             match stage {

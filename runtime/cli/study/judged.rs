@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use fsq_checkpoint::Checkpoint;
-use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_environments::{Countdown, DagMath, DocHop, Environment, SlipGrid, Split};
 use fsq_episodes::{Episode, Format, PlayOptions, PlayedStep, Protocol, play, play_from};
 use fsq_model::{LoadedPolicy, TokenId};
 use fsq_quantizer::{Mix, Plan, Provenance, quantize};
@@ -17,6 +17,8 @@ use crate::policy::Kv;
 
 /// Seed of the held-out instances: the same for every arm and seed, so that all comparisons are paired.
 const INSTANCES_SEED: u64 = 1;
+/// DagMath's difficulties.
+const OPERATIONS: [&str; 5] = ["2 operations", "3 operations", "4 operations", "5 operations", "6 operations"];
 /// Stated probabilities are kept to so many parts.
 const PARTS: f64 = 10_000.0;
 
@@ -52,6 +54,8 @@ pub(super) fn judged(
     match judging.world {
         World::Countdown => judged_in(&Countdown, &["several ways", "one way"], policy, judging, progress),
         World::Dochop => judged_in(&DocHop, &["1 hop", "2 hops"], policy, judging, progress),
+        World::Dagmath => judged_in(&DagMath, &OPERATIONS, policy, judging, progress),
+        World::Slipgrid => judged_in(&SlipGrid, &["slip 10", "slip 20", "slip 30"], policy, judging, progress),
     }
 }
 

@@ -327,7 +327,8 @@ fn plots(report: &StudyReport, environment: &str) -> Vec<(String, String, String
         let title = format!("Rollout fidelity in {environment}");
         plots.push((format!("{environment}-fidelity.svg"), title.clone(), horizons_file(&title, &series)));
     }
-    let dotted: [(&str, &str, fn(&PolicyRow) -> Option<Measured>); 4] = [
+    type Picked = fn(&PolicyRow) -> Option<Measured>;
+    let dotted: [(&str, &str, Picked); 4] = [
         ("success", "Success", |it| it.success),
         ("brier", "Brier score", |it| it.brier),
         ("signed-gap", "Stated less observed", |it| it.signed_gap),

@@ -118,7 +118,7 @@ impl Block {
 
     fn weight<'a>(&'a self, parameters: &'a [f32], group: usize) -> Cow<'a, [f32]> {
         match &self.frozen {
-            Some(frozen) => frozen.groups[group].widened(),
+            Some(frozen) => frozen.groups[group].widened(self.plan.groups[group].inputs),
             None => Cow::Borrowed(&parameters[self.plan.whole()[2 + group].clone()]),
         }
     }

@@ -25,7 +25,7 @@ pub(crate) use linear::{Group, Head};
 pub use loss::{Confidence, TokenLoss};
 pub(crate) use loss::{FrozenLoss, SpanLoss, capped, log_softmax_at};
 pub(crate) use rms_norm::RmsNorm;
-pub(crate) use weights::Weights;
+pub(crate) use weights::{Coded, Weights};
 
 /// An operation: forward, and backward from the same inputs (nothing is saved in between).
 pub(crate) trait Op: Send + Sync + 'static {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, Sample};
 use fsq_calibrate::metrics::{Metrics, Outcome};
 use fsq_checkpoint::Checkpoint;
-use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_environments::{AnyWorld, Environment, in_world};
 use fsq_episodes::{Episode, Format, GridAnswers, PlayOptions, Protocol, play};
 use fsq_gguf::Gguf;
 use fsq_model::{AdapterId, DecoderOptions, KvFormat, LoadedPolicy};
@@ -38,8 +38,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use super::further::{FurtherTasks, further};
 use super::run::{Report, StageRun, Watch};
-use super::text::traces_of;
+use super::text::{traces_of, training_tasks};
 use crate::{AdamW, AdamWConfig, Batch, Confidence, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary};
 
 pub use config::{Advantages, ConfidenceSignal, RlConfig, Scale};
@@ -47,10 +48,6 @@ use rewards::Rewards;
 
 /// Where the adapter in training stands in the runtime.
 const ADAPTER: AdapterId = AdapterId(0);
-/// Longest turn; the longest the format needs is about half of it.
-const TURN_TOKENS_MAX: usize = 96;
-/// Tokens of the longest conversation that is played.
-const CONTEXT_TOKENS: usize = 512;
 /// What the surrogate is divided by, beside the number of episodes: a constant, so long texts earn nothing.
 const SPAN_TOKENS: f32 = 24.0;
 /// Clip range of the surrogate, as in DAPO.
@@ -67,14 +64,14 @@ const ALARMS_MAX: usize = 3;
 pub struct RlStep {
     /// Steps done.
     pub step: usize,
-    /// Success of the sampled episodes, by world.
-    pub success: [f64; 2],
+    /// Success of the sampled episodes, by world: Countdown, DocHop, then further ones in the order of their names.
+    pub success: Vec<f64>,
     /// Mean stated probability of the sampled episodes, by world.
-    pub stated: [f64; 2],
+    pub stated: Vec<f64>,
     /// Success of the greedy episodes, by world.
-    pub greedy_success: [f64; 2],
+    pub greedy_success: Vec<f64>,
     /// Mean stated probability of the greedy episodes, by world.
-    pub greedy_stated: [f64; 2],
+    pub greedy_stated: Vec<f64>,
     /// Brier score of the greedy episodes.
     pub brier: f64,
     /// Share of well-formed turns.
@@ -94,7 +91,26 @@ pub struct RlStep {
 /// A group's episodes: `group` rollouts of one task.
 type Group = Vec<Episode>;
 
-/// Runs FC-RL from a checkpoint to `run.merged()`, or returns at once if it is there.
+/// A world and what a step plays of it.
+#[derive(Clone, Copy)]
+struct Played<'a> {
+    world: &'a AnyWorld,
+    tasks: usize,
+    calibration_tasks: usize,
+}
+
+impl Played<'_> {
+    /// Most episodes that are played at once.
+    fn episodes_max(&self, group: usize) -> usize {
+        (self.tasks * group).max(self.calibration_tasks)
+    }
+}
+
+/// What a step played: the groups and the greedy episodes of each world.
+type OfWorlds = Vec<(Vec<Group>, Group)>;
+
+/// Runs FC-RL from a checkpoint to `run.merged()`, or returns at once if it is there. `own` is the run's own world, if
+/// it has one.
 ///
 /// # Errors
 /// When the runtime, graph or files fail; the saved state stays.
@@ -102,6 +118,7 @@ pub fn run(
     config: &RlConfig,
     from: &Checkpoint,
     run: &mut StageRun,
+    own: Option<&AnyWorld>,
     seed: u64,
     threads: usize,
     watch: &mut Watch<'_>,
@@ -110,7 +127,15 @@ pub fn run(
         return Ok(());
     }
     config.check()?;
-    let mut learner = Learner::new(config, from, run, seed, threads)?;
+    let further = further("fc-rl.further", &config.further, own)?;
+    let ours = [&AnyWorld::Countdown, &AnyWorld::DocHop].into_iter().zip(config.tasks).zip(config.calibration_tasks);
+    let ours = ours.map(|((world, tasks), calibration_tasks)| Played { world, tasks, calibration_tasks });
+    let beyond = further.iter().map(|it| {
+        let FurtherTasks { tasks, calibration_tasks } = it.taken;
+        Played { world: it.world(), tasks, calibration_tasks }
+    });
+    let worlds: Vec<Played<'_>> = ours.chain(beyond).collect();
+    let mut learner = Learner::new(config, &worlds, from, run, seed, threads)?;
     let done = run.resume(&learner.policy, &mut learner.optimizer)?;
     learner.replay_health(&run.metrics()?);
     for step in done..config.steps {
@@ -134,13 +159,15 @@ pub fn run(
 
 fn shown(line: &RlStep) -> String {
     let alarm = line.alarms.first().map_or(String::new(), |it| format!("  alarm: {it}"));
-    let [countdown, dochop] = line.success;
-    format!("success {countdown:.2} / {dochop:.2}  Brier {:.3}  fidelity {:.2}{alarm}", line.brier, line.fidelity)
+    let success: Vec<String> = line.success.iter().map(|it| format!("{it:.2}")).collect();
+    let (success, brier, fidelity) = (success.join(" / "), line.brier, line.fidelity);
+    format!("success {success}  Brier {brier:.3}  fidelity {fidelity:.2}{alarm}")
 }
 
 /// Everything that the steps share.
 struct Learner<'a> {
     config: &'a RlConfig,
+    worlds: &'a [Played<'a>],
     policy: TrainablePolicy,
     optimizer: AdamW,
     runtime: LoadedPolicy,
@@ -155,6 +182,7 @@ struct Learner<'a> {
 impl<'a> Learner<'a> {
     fn new(
         config: &'a RlConfig,
+        worlds: &'a [Played<'a>],
         from: &Checkpoint,
         run: &StageRun,
         seed: u64,
@@ -163,19 +191,21 @@ impl<'a> Learner<'a> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?;
         let constants = AdamWConfig { weight_decay: 0.0, clip_norm: 0.5, ..AdamWConfig::LLAMA };
-        let most = |world: usize| (config.tasks[world] * config.group).max(config.calibration_tasks[world]);
-        let episodes = most(0).max(most(1));
-        let runtime = sampling_runtime(from, run, threads, episodes)?;
+        let episodes = worlds.iter().map(|it| it.episodes_max(config.group)).max().unwrap_or(0);
+        let runtime = sampling_runtime(from, run, threads, episodes, config.context_tokens)?;
         let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
         // Of the worlds that are played alone: the others' format is none of this run's.
-        let count = |world: usize| if config.tasks[world] > 0 { TRACES } else { 0 };
-        let mut traces = traces_of(&Countdown, config.turns, count(0), &vocabulary, seed)?;
-        traces.append(&mut traces_of(&DocHop, config.turns, count(1), &vocabulary, seed)?);
+        let mut traces = Vec::new();
+        for played in worlds.iter().filter(|it| it.tasks > 0) {
+            let made = in_world!(played.world, it => traces_of(it, config.turns, TRACES, &vocabulary, seed));
+            traces.append(&mut made?);
+        }
         let answers = GridAnswers::new(&runtime.tokenizer);
         let single = answers.single_tokens().ok_or(TrainError::GridTokens)?;
         let levels = single.iter().enumerate().map(|(level, token)| (*token, to_f32(level) / 20.0));
         Ok(Self {
             config,
+            worlds,
             policy,
             optimizer: AdamW::new(constants),
             runtime,
@@ -203,23 +233,27 @@ impl<'a> Learner<'a> {
 
     fn step(&mut self, step: usize) -> Result<RlStep, TrainError> {
         self.runtime.decoder.set_adapter(ADAPTER, self.policy.adapter()?.as_ref())?;
-        let countdown = self.groups(&Countdown, self.config.tasks[0], step)?;
-        let dochop = self.groups(&DocHop, self.config.tasks[1], step)?;
-        let greedy = [self.greedy(&Countdown, 0, step)?, self.greedy(&DocHop, 1, step)?];
-        let mut line = self.summary(step, &countdown, &dochop, &greedy);
+        let mut of_worlds = OfWorlds::new();
+        for Played { world, tasks, calibration_tasks } in self.worlds.iter().copied() {
+            let groups = in_world!(world, it => self.groups(it, tasks, step))?;
+            let greedy = in_world!(world, it => self.greedy(it, calibration_tasks, step))?;
+            of_worlds.push((groups, greedy));
+        }
+        let mut line = self.summary(step, &of_worlds);
         self.auroc = smoothed(self.auroc, line.auroc);
         self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
         if self.is_ended() {
             line.stopped_at = Some((step + 1).saturating_sub(ALARMS_MAX));
             return Ok(line);
         }
-        let n_episodes = to_f32((countdown.len() + dochop.len()) * self.config.group);
+        let n_groups: usize = of_worlds.iter().map(|it| it.0.len()).sum();
+        let n_episodes = to_f32(n_groups * self.config.group);
         let mut batch = Batch::default();
-        for group in countdown.iter().chain(&dochop) {
+        for group in of_worlds.iter().flat_map(|it| &it.0) {
             self.add_group(group, &mut batch);
         }
         let is_scored = self.config.confidence == ConfidenceSignal::Brier;
-        let greedy: Group = greedy.into_iter().flatten().filter(|_| is_scored).collect();
+        let greedy: Group = of_worlds.into_iter().flat_map(|it| it.1).filter(|_| is_scored).collect();
         for episode in &greedy {
             self.add_confidence(episode, n_episodes / to_f32(greedy.len()), &mut batch);
         }
@@ -237,7 +271,7 @@ impl<'a> Learner<'a> {
 
     fn groups<E: Environment>(&mut self, world: &E, count: usize, step: usize) -> Result<Vec<Group>, TrainError> {
         let seed = self.seed ^ ((step as u64 + 1) << 20);
-        let tasks = world.tasks(Split::Train, seed, count);
+        let tasks = training_tasks(world, seed, count)?;
         let group = self.config.group;
         let repeated: Vec<E::Task> = tasks.iter().flat_map(|it| std::iter::repeat_n(it.clone(), group)).collect();
         let mut episodes = self.play(world, &repeated, 1.0, seed)?.into_iter();
@@ -245,9 +279,9 @@ impl<'a> Learner<'a> {
     }
 
     /// One greedy episode for each of some tasks that no other step and no group sees.
-    fn greedy<E: Environment>(&mut self, world: &E, index: usize, step: usize) -> Result<Group, TrainError> {
+    fn greedy<E: Environment>(&mut self, world: &E, count: usize, step: usize) -> Result<Group, TrainError> {
         let seed = self.seed ^ ((step as u64 + 1) << 20) ^ (1 << 40);
-        let tasks = world.tasks(Split::Train, seed, self.config.calibration_tasks[index]);
+        let tasks = training_tasks(world, seed, count)?;
         self.play(world, &tasks, 0.0, seed)
     }
 
@@ -265,7 +299,7 @@ impl<'a> Learner<'a> {
             format: self.config.turns.format(),
             temperature,
             seed,
-            turn_tokens_max: TURN_TOKENS_MAX,
+            turn_tokens_max: self.config.turn_tokens,
             batch: tasks.len(),
             adapter: Some(ADAPTER),
         };
@@ -274,10 +308,11 @@ impl<'a> Learner<'a> {
         Ok(play(world, tasks, decoder, &protocol, &options, &mut |_| ())?)
     }
 
-    fn summary(&mut self, step: usize, countdown: &[Group], dochop: &[Group], greedy: &[Group; 2]) -> RlStep {
-        let all = || countdown.iter().chain(dochop).flatten();
+    fn summary(&mut self, step: usize, of_worlds: &OfWorlds) -> RlStep {
+        let all = || of_worlds.iter().flat_map(|it| &it.0).flatten();
         let outcomes: Vec<Outcome> = all().filter_map(Episode::outcome).collect();
-        let greedy_outcomes: Vec<Outcome> = greedy.iter().flatten().filter_map(Episode::outcome).collect();
+        let greedy_outcomes: Vec<Outcome> =
+            of_worlds.iter().flat_map(|it| &it.1).filter_map(Episode::outcome).collect();
         let format = self.config.turns.format();
         let samples: Vec<Sample> = all().filter_map(|it| sample(it, format)).collect();
         let batch = BatchHealth::of(&samples);
@@ -291,13 +326,16 @@ impl<'a> Learner<'a> {
         let stated = |groups: &[Group]| {
             mean(groups.iter().flatten().filter_map(|it| it.steps.first()?.stated()).map(|it| it.value()))
         };
+        let sampled = |of: &dyn Fn(&[Group]) -> f64| of_worlds.iter().map(|it| of(&it.0)).collect();
+        let greedy =
+            |of: &dyn Fn(&[Group]) -> f64| of_worlds.iter().map(|it| of(std::slice::from_ref(&it.1))).collect();
         let states = all().flat_map(|it| it.fidelity(2)).flatten().map(|it| f64::from(u8::from(it)));
         RlStep {
             step: step + 1,
-            success: [success(countdown), success(dochop)],
-            stated: [stated(countdown), stated(dochop)],
-            greedy_success: [success(&greedy[..1]), success(&greedy[1..])],
-            greedy_stated: [stated(&greedy[..1]), stated(&greedy[1..])],
+            success: sampled(&success),
+            stated: sampled(&stated),
+            greedy_success: greedy(&success),
+            greedy_stated: greedy(&stated),
             brier: Metrics::of(&greedy_outcomes).brier.unwrap_or(f64::NAN).max(0.0),
             adherence: batch.adherence.unwrap_or(0.0),
             fidelity: mean(states),
@@ -405,6 +443,7 @@ fn sampling_runtime(
     run: &StageRun,
     threads: usize,
     episodes: usize,
+    context_tokens: usize,
 ) -> Result<LoadedPolicy, TrainError> {
     let path = run.folder().join("sampling-F32.gguf");
     let provenance = Provenance::of("fsq", from, &[], None)?;
@@ -412,7 +451,7 @@ fn sampling_runtime(
     encoded.draft.publish()?;
     let options = DecoderOptions {
         threads,
-        context_tokens: CONTEXT_TOKENS,
+        context_tokens,
         kv: KvFormat::F16,
         // Reading what is stated forks each sequence.
         max_sequences: 2 * episodes,

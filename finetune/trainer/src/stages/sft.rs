@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::run::{Report, SAVE_EVERY, StageRun, Watch};
 use crate::data::{DataSet, Encoder, EncoderConfig, Example, Reject};
+use crate::grid::Grid;
 use crate::optimizer::GradientSums;
 use crate::stages::Schedule;
 use crate::{AdamW, AdamWConfig, Batch, LoraConfig, Sequence, TrainError, TrainablePolicy};
@@ -51,6 +52,9 @@ pub struct SftConfig {
     /// Seconds between two checkpoints: what a kill may cost.
     #[serde(default = "SftConfig::save_every")]
     pub save_every_s: u64,
+    /// A quantized file of the checkpoint whose weights are trained over instead of its own: the adapter is for that file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<PathBuf>,
     /// The adapter.
     pub lora: LoraConfig,
     /// How records become sequences.
@@ -117,10 +121,12 @@ pub fn run(
     let passes = order.passes(config)?;
     let steps = passes.div_ceil(config.accumulate);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?.recomputing(config.recompute);
+    let grid = config.grid.as_ref().map(|it| Grid::open(it, from)).transpose()?;
+    let policy = TrainablePolicy::adapted_over(from, grid.as_ref(), &config.lora, &mut rng, threads)?;
+    let policy = policy.recomputing(config.recompute);
     let (clip_norm, weight_decay) = (config.clip_norm, config.weight_decay);
     let mut optimizer = AdamW::new(AdamWConfig { clip_norm, weight_decay, ..AdamWConfig::LLAMA });
-    run.keep_identity(&identity(config, seed, from, &examples)?)?;
+    run.keep_identity(&identity(config, seed, from, grid.as_ref(), &examples)?)?;
     let done = run.resume(&policy, &mut optimizer)?;
     for step in done..steps {
         let began = Instant::now();
@@ -203,11 +209,18 @@ fn take_step(
     Ok((loss, optimizer.step_summed(policy.trained(), &sums, 1.0 / weight, learning_rate)?))
 }
 
-/// What a saved state belongs to: the recipe, the base and every token.
-fn identity(config: &SftConfig, seed: u64, from: &Checkpoint, examples: &[Example]) -> Result<String, TrainError> {
+/// What a saved state belongs to: the recipe, the base with the grid over it, and every token.
+fn identity(
+    config: &SftConfig,
+    seed: u64,
+    from: &Checkpoint,
+    grid: Option<&Grid>,
+    examples: &[Example],
+) -> Result<String, TrainError> {
     let mut hash = Sha256::new();
     let written = serde_json::to_string(config).map_err(|it| TrainError::Tokenizer(it.to_string()))?;
     hash.update(format!("{seed} {written} {} {:?}", from.config, from.dimensions));
+    hash.update(grid.map(Grid::data_sha256).unwrap_or_default());
     for Example { sequence, .. } in examples {
         sequence.tokens.iter().for_each(|it| hash.update(it.to_le_bytes()));
         sequence.weights.iter().for_each(|it| hash.update(it.to_le_bytes()));

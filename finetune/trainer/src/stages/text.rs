@@ -3,14 +3,17 @@
 //! WM-AMT reads a stream of logged episodes in which most steps carry a world-model block; the control reads the same
 //! kind of episodes without blocks, for as many tokens. FE-SFT reads a few traces in the tagged format, many times.
 
+use std::collections::BTreeMap;
+
 use fsq_checkpoint::Checkpoint;
-use fsq_environments::{Countdown, DocHop, Environment, Skill, Split};
+use fsq_environments::{AnyWorld, Environment, Skill, Split, in_world};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use super::further::{Further, FurtherText, further, habits};
 use super::run::{Report, StageRun, Watch};
 use super::{Schedule, base};
 use crate::text::{Logged, Piece, Told, Turns, encode, filler, named_plan, prose, told};
@@ -67,6 +70,9 @@ pub struct TextConfig {
     pub batch_tokens: usize,
     /// Shares of the tokens: Countdown, DocHop.
     pub mix: [f64; 2],
+    /// What is taken of further worlds: `dagmath`, `slipgrid`, and `own` for the run's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub further: BTreeMap<String, FurtherText>,
     /// Learning rate.
     pub schedule: Schedule,
 }
@@ -91,7 +97,8 @@ pub(super) fn skill_weight(skill: Skill) -> f32 {
     }
 }
 
-/// Runs a text stage from a checkpoint to `run.merged()`, or returns at once if it is there.
+/// Runs a text stage from a checkpoint to `run.merged()`, or returns at once if it is there. `own` is the run's own
+/// world, if it has one.
 ///
 /// # Errors
 /// When data, graph or files fail; the saved state stays.
@@ -99,6 +106,7 @@ pub fn run(
     config: &TextConfig,
     from: &Checkpoint,
     run: &mut StageRun,
+    own: Option<&AnyWorld>,
     seed: u64,
     threads: usize,
     watch: &mut Watch<'_>,
@@ -111,12 +119,22 @@ pub fn run(
     let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?;
     let mut optimizer = base::optimizer();
     let done = run.resume(&policy, &mut optimizer)?;
-    let traces = traces(config, &vocabulary, seed)?;
+    let further = further("further", &config.further, own)?;
+    let traces = traces(config, &further, &vocabulary, seed)?;
+    if traces.is_empty() && config.material.traces().is_some() {
+        let (field, expected) = ("material".into(), "at least one trace".into());
+        return Err(TrainError::Config { field, expected, found: "none".into() });
+    }
     for step in done..config.steps {
         let batch = match config.material.traces() {
-            Some(_) => traces_batch(config, &traces, seed, step),
-            None => Batch::of(&stream(config, &vocabulary, seed, step)?),
+            Some(_) => Ok(traces_batch(config, &traces, seed, step)),
+            None => stream(config, &further, &vocabulary, seed, step).map(|it| Batch::of(&it)),
         };
+        if matches!(batch, Err(TrainError::Environment(_))) {
+            // What a user's program breaks off is not lost.
+            run.save(&policy, &optimizer, true)?;
+        }
+        let batch = batch?;
         #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^24")]
         let rate = config.schedule.rate((step + 1) as f32 / config.steps as f32);
         let loss = base::step(&policy, &mut optimizer, &batch, step, rate)?;
@@ -133,16 +151,18 @@ pub fn run(
 /// # Errors
 /// When the tokenizer refuses.
 pub fn set_tokens(config: &TextConfig, from: &Checkpoint, seed: u64) -> Result<usize, TrainError> {
-    let traces = traces(config, &Vocabulary::from_json(&from.tokenizer_json)?, seed)?;
+    let further = further("further", &config.further, None)?;
+    let traces = traces(config, &further, &Vocabulary::from_json(&from.tokenizer_json)?, seed)?;
     Ok(traces.iter().map(|it| it.tokens.len()).sum())
 }
 
 /// A step of mid-training: fresh episodes, drawn by seed and step alone.
 ///
 /// # Errors
-/// When the tokenizer refuses.
+/// When the tokenizer refuses, or a user's world cannot go on.
 pub fn stream(
     config: &TextConfig,
+    further: &[Further<'_, FurtherText>],
     vocabulary: &Vocabulary,
     seed: u64,
     step: usize,
@@ -150,15 +170,19 @@ pub fn stream(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(step as u64 + 1);
     let mut sequences = Vec::new();
-    let mut counted = [0usize; 2];
+    let shares = || config.mix.into_iter().chain(further.iter().map(|it| it.taken.share));
+    let mut counted = vec![0usize; shares().count()];
     while counted.iter().sum::<usize>() < config.batch_tokens {
-        let lag = |it: usize| config.mix[it] / (1.0 + to_f64(counted[it]));
-        let kind = usize::from(lag(1) > lag(0));
-        let mut made = match kind {
-            0 => mid_episodes(&Countdown, 1, 1.0, &config.material, vocabulary, &mut rng)?,
-            // What a search returns is mostly chance.
-            _ => mid_episodes(&DocHop, 6, 0.3, &config.material, vocabulary, &mut rng)?,
+        let lag = |(share, counted): (f64, &usize)| share / (1.0 + to_f64(*counted));
+        let lags = shares().zip(&counted).map(lag).enumerate();
+        let (kind, _) = lags.fold((0, 0.0), |most, it| if it.1 > most.1 { it } else { most });
+        let world = match kind {
+            0 => &AnyWorld::Countdown,
+            1 => &AnyWorld::DocHop,
+            _ => further[kind - 2].world(),
         };
+        let habits = habits(world);
+        let mut made = in_world!(world, it => mid_episodes(it, habits, &config.material, vocabulary, &mut rng))?;
         counted[kind] += made.iter().map(|it| it.tokens.len()).sum::<usize>();
         sequences.append(&mut made);
     }
@@ -167,13 +191,12 @@ pub fn stream(
 
 fn mid_episodes<E: Environment>(
     world: &E,
-    count: usize,
-    answer_weight: f32,
+    (count, answer_weight): (usize, f32),
     material: &Material,
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sequence>, TrainError> {
-    let tasks = world.tasks(Split::Train, rng.random(), count);
+    let tasks = training_tasks(world, rng.random(), count)?;
     let mut made = Vec::with_capacity(count);
     for task in tasks {
         let carries = material != &Material::Plain && rng.random_bool(BLOCK_EPISODES);
@@ -213,14 +236,34 @@ fn mid_episodes<E: Environment>(
             Piece::Plan | Piece::Policy => own,
         })?);
     }
+    world.check()?;
     Ok(made)
 }
 
+/// Tasks to train on; there must be some.
+pub(super) fn training_tasks<E: Environment>(world: &E, seed: u64, count: usize) -> Result<Vec<E::Task>, TrainError> {
+    let tasks = world.tasks(Split::Train, seed, count);
+    world.check()?;
+    if tasks.is_empty() && count > 0 {
+        let field = format!("environment `{}`", world.name());
+        return Err(TrainError::Config { field, expected: "tasks to train on".into(), found: "none".into() });
+    }
+    Ok(tasks)
+}
+
 /// The traces of fine-tuning: a fixed set.
-fn traces(config: &TextConfig, vocabulary: &Vocabulary, seed: u64) -> Result<Vec<Sequence>, TrainError> {
+fn traces(
+    config: &TextConfig,
+    further: &[Further<'_, FurtherText>],
+    vocabulary: &Vocabulary,
+    seed: u64,
+) -> Result<Vec<Sequence>, TrainError> {
     let Some((turns, counts)) = config.material.traces() else { return Ok(Vec::new()) };
-    let mut traces = traces_of(&Countdown, turns, counts[0], vocabulary, seed)?;
-    traces.append(&mut traces_of(&DocHop, turns, counts[1], vocabulary, seed)?);
+    let mut traces = Vec::new();
+    let ours = [&AnyWorld::Countdown, &AnyWorld::DocHop].into_iter().zip(counts);
+    for (world, count) in ours.chain(further.iter().map(|it| (it.world(), it.taken.traces))) {
+        traces.append(&mut in_world!(world, it => traces_of(it, turns, count, vocabulary, seed))?);
+    }
     Ok(traces)
 }
 
@@ -233,7 +276,7 @@ pub(crate) fn traces_of<E: Environment>(
     seed: u64,
 ) -> Result<Vec<Sequence>, TrainError> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xfe);
-    let tasks = world.tasks(Split::Train, rng.random(), count);
+    let tasks = training_tasks(world, rng.random(), count)?;
     let mut traces = Vec::with_capacity(count);
     for task in tasks {
         let logged = Logged::play(world, task, E::LOGGING, true, &mut rng);
@@ -245,6 +288,7 @@ pub(crate) fn traces_of<E: Environment>(
             Piece::Plan | Piece::Policy => own,
         })?);
     }
+    world.check()?;
     Ok(traces)
 }
 
@@ -269,12 +313,15 @@ fn to_f64(count: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use fsq_environments::Countdown;
+
     use super::*;
 
     fn config(material: Material) -> TextConfig {
         let schedule = Schedule { learning_rate: 1e-3, warmup: 0.0, decay: 0.0, course: super::super::Course::Linear };
         let lora = LoraConfig::new(4, 8.0);
-        TextConfig { material, lora, steps: 1, batch_tokens: 1536, mix: [0.6, 0.4], schedule }
+        let further = BTreeMap::new();
+        TextConfig { material, lora, steps: 1, batch_tokens: 1536, mix: [0.6, 0.4], further, schedule }
     }
 
     fn vocabulary() -> Vocabulary {
@@ -285,7 +332,7 @@ mod tests {
     #[test]
     fn matched_material_is_the_same_episodes_and_the_same_tokens() {
         let vocabulary = vocabulary();
-        let read = |material, step| stream(&config(material), &vocabulary, 5, step).unwrap();
+        let read = |material, step| stream(&config(material), &[], &vocabulary, 5, step).unwrap();
         for told in [Told::States, Told::NextState, Told::Actions] {
             let mut differ = 0;
             for step in 0..4 {
@@ -315,7 +362,7 @@ mod tests {
     fn what_is_not_told_is_not_there() {
         let vocabulary = vocabulary();
         let text = |material| -> String {
-            let read = stream(&config(material), &vocabulary, 5, 0).unwrap();
+            let read = stream(&config(material), &[], &vocabulary, 5, 0).unwrap();
             read.iter().map(|it| vocabulary.decode(&it.tokens).unwrap()).collect()
         };
         let odds =

@@ -109,8 +109,9 @@ impl<E: Environment> Logged<E> {
         let path = play_logged(world, &task, &state, skill, rng);
         let mut steps = Vec::with_capacity(path.len());
         for (action, next) in path {
+            let made = (&state, action.as_str(), &next);
             let label_percent =
-                if labels { success_label(world, &task, &next, skill, LABEL_CONTINUATIONS, rng) } else { 0 };
+                if labels { success_label(world, &task, made, skill, LABEL_CONTINUATIONS, rng) } else { 0 };
             steps.push(LoggedStep { state, action, label_percent });
             state = next;
         }
@@ -130,12 +131,12 @@ impl<E: Environment> Logged<E> {
         self.steps[from..].iter().take(E::HORIZON).map(|it| it.action.clone()).collect()
     }
 
-    /// What the block at a step imagines: the true future, as far as the world's horizon.
+    /// What the block at a step imagines: the true future as far as it can be known, and the world's horizon.
     #[must_use]
     pub fn imagined(&self, world: &E, index: usize) -> Imagined {
-        let mut future = self.future(index);
+        let LoggedStep { state, action, .. } = &self.steps[index];
+        let mut future = world.expected_future(&self.task, state, action).unwrap_or_else(|| self.future(index));
         future.truncate(E::HORIZON);
-        let state = &self.steps[index].state;
         let lines = world.lines(&self.task, state, &future);
         // The verb is what stands between the action and the state of a line.
         let state_of = lines.first().map_or("", |it| world.state_of_line(it));

@@ -1,9 +1,12 @@
 //! FC-RL's recipe and its switches, each of which a study can turn.
 
+use std::collections::BTreeMap;
+
 use fsq_calibrate::alarms::HealthLimits;
 use serde::{Deserialize, Serialize};
 
 use crate::stages::Schedule;
+use crate::stages::further::FurtherTasks;
 use crate::text::Turns;
 use crate::{LoraConfig, TrainError};
 
@@ -21,6 +24,15 @@ pub struct RlConfig {
     pub group: usize,
     /// Tasks of a step that are played greedily, once each, for the confidence: Countdown, DocHop.
     pub calibration_tasks: [usize; 2],
+    /// What is played of further worlds: `dagmath`, `slipgrid`, and `own` for the run's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub further: BTreeMap<String, FurtherTasks>,
+    /// Tokens of the longest turn; the longest that the format needs in our own worlds is about half of the default.
+    #[serde(default = "turn_tokens")]
+    pub turn_tokens: usize,
+    /// Tokens of the longest conversation that is played.
+    #[serde(default = "context_tokens")]
+    pub context_tokens: usize,
     /// Learning rate over the run.
     pub schedule: Schedule,
     /// Weight of the mean `(q − I)²` of the greedy episodes beside the mean surrogate of the sampled ones.
@@ -48,6 +60,14 @@ pub struct RlConfig {
     pub alarms_end: bool,
     /// When to sound an alarm.
     pub limits: HealthLimits,
+}
+
+fn turn_tokens() -> usize {
+    96
+}
+
+fn context_tokens() -> usize {
+    512
 }
 
 /// What each token of a turn is rewarded for.
@@ -96,7 +116,12 @@ impl RlConfig {
         let refuse = |field: &str, expected: &str, found: String| {
             Err(TrainError::Config { field: format!("fc-rl.{field}"), expected: expected.into(), found })
         };
-        let reads_greedy = self.calibration_tasks != [0, 0];
+        let beyond = self.further.values().map(|it| it.calibration_tasks);
+        let reads_greedy = self.calibration_tasks.into_iter().chain(beyond).any(|it| it > 0);
+        let plays = self.tasks.into_iter().chain(self.further.values().map(|it| it.tasks)).any(|it| it > 0);
+        if !plays {
+            return refuse("tasks", "some, of any world", "none".into());
+        }
         if self.turns == Turns::Plain && self.advantages == Advantages::Spans {
             return refuse("advantages", "`outcome`, as plain turns have one span", "`spans`".into());
         }
