@@ -142,9 +142,9 @@ pub(crate) fn execute(globals: &Globals, arguments: &StudyArguments) -> anyhow::
 }
 
 fn reported(globals: &Globals, results: &Path) -> anyhow::Result<Outcome> {
-    let settings = read_settings(results)?.with_context(|| {
-        Refusal::new(format!("{}: expected the study.json of a study", results.join("study.json").display()))
-    })?;
+    let path = results.join("study.json");
+    let missing = || Refusal::new(format!("{}: expected the study.json of a study, found nothing", path.display()));
+    let settings = read_settings(results)?.ok_or_else(missing)?;
     let report = report::made(results, &settings, &read_spent(results)?)?;
     report::write(results, &report)?;
     if globals.json {
