@@ -51,7 +51,7 @@ mod tests {
 
     /// The weighted mean of a table `[rows][columns]`.
     fn mean_of(table: &[Vec<f64>]) -> impl Fn(&[u32], &[u32]) -> Option<f64> {
-        |rows, columns| {
+        move |rows, columns| {
             let (mut sum, mut n) = (0.0, 0.0);
             for (row, values) in rows.iter().zip(table) {
                 for (column, value) in columns.iter().zip(values) {

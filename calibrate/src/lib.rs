@@ -10,6 +10,7 @@
 //! | [`shift`] | how far their stated probabilities are apart |
 //! | [`recalibration`] | maps from stated to estimate; the only maker of an [`Estimate`] |
 //! | [`threshold`] | the estimate from which on to act, so that failures stay bounded |
+//! | [`stored`] | the same as a file carries it |
 //! | [`gates`] | paired judgement of a candidate against a reference; the only maker of [`gates::Passed`] |
 //! | [`crossed`] | intervals where training seeds and instances both are chance |
 //! | [`intervals`] | intervals for proportions, means and paired differences |
@@ -33,6 +34,7 @@ pub mod metrics;
 pub mod recalibration;
 pub mod shift;
 pub mod stated;
+pub mod stored;
 pub mod threshold;
 
 pub use recalibration::Estimate;

@@ -1,5 +1,6 @@
 //! `fsq calibrate`: how well stated probabilities and outcomes agree, and a map from one to the other.
 
+mod carried;
 mod mapped;
 mod replay;
 mod rows;
@@ -15,11 +16,13 @@ use fsq_calibrate::metrics::{
     reliability_curve_equal_mass, risk_coverage, smooth_ece, smooth_ece_interval,
 };
 use fsq_calibrate::recalibration::{Family, RecalibrationMap};
+use fsq_calibrate::stored::StoredThreshold;
 use fsq_calibrate::threshold::{ActThreshold, FailureBound, act_threshold};
 use serde::Serialize;
 
 use crate::failure::Outcome;
 use crate::{Globals, output};
+use carried::Carrier;
 use mapped::Mapped;
 use rows::{Log, Row};
 
@@ -53,6 +56,16 @@ pub(crate) struct CalibrateArguments {
     /// Find the lowest estimate to act at, so that at most this share of the plans acted on fails
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "fit")]
     failures_max: Option<f64>,
+    /// With --failures-max: estimates are those of this policy's file, and a copy of it that says where to act is
+    /// written to --out
+    #[arg(long, value_name = "FILE", requires_all = ["failures_max", "out"], conflicts_with = "map")]
+    policy: Option<PathBuf>,
+    /// The copy of --policy
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    out: Option<PathBuf>,
+    /// Only the rows of this environment, and the file's map for it
+    #[arg(long, value_name = "NAME", requires = "policy")]
+    environment: Option<String>,
     /// Replay the rows in their order, as drift monitoring would have seen them
     #[arg(long, conflicts_with_all = ["fit", "failures_max"])]
     replay: bool,
@@ -107,8 +120,16 @@ struct Intervals {
 
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyhow::Result<Outcome> {
-    let log = rows::read(&arguments.outcomes)?;
-    let map = arguments.map.as_deref().map(mapped::map_of).transpose()?;
+    let mut log = rows::read(&arguments.outcomes)?;
+    if let Some(environment) = &arguments.environment {
+        log.keep(environment)?;
+    }
+    let open = |it: &PathBuf| Carrier::open(it, arguments.environment.as_deref());
+    let carrier = arguments.policy.as_ref().map(open).transpose()?;
+    let map = match &carrier {
+        Some(carrier) => Some(carrier.map.clone()),
+        None => arguments.map.as_deref().map(mapped::map_of).transpose()?,
+    };
     if arguments.replay {
         let found = replay::replay(&log, map.unwrap_or_else(RecalibrationMap::identity));
         if globals.json {
@@ -119,6 +140,12 @@ pub(crate) fn execute(globals: &Globals, arguments: &CalibrateArguments) -> anyh
         return Ok(Outcome::Done);
     }
     let document = document(&log, map.as_ref(), arguments)?;
+    if let (Some(carrier), Some(out)) = (&carrier, &arguments.out)
+        && let (Some(found), Some(failures_max)) = (document.act_threshold, arguments.failures_max)
+    {
+        let stored = StoredThreshold::of(found, log.rows.len(), failures_max, THRESHOLD_RISK, &carrier.map);
+        carrier.write(&stored, out)?;
+    }
     if globals.json {
         output::print_json(&document)?;
     } else {

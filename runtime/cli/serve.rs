@@ -24,6 +24,18 @@ pub(crate) struct ServeArguments {
     /// Serve only clients with a key of this file, which `fsq serve keys` makes
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
+    /// Speak TLS with this certificate, in PEM, and those between it and its authority
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Serve only clients with a certificate that one of these authorities, in PEM, has signed
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Listen for administration on an address of its own, on this machine: keys, metrics, an orderly stop
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Keep an audit log in this file: who asked for what and when, each line with the hash of the one before
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
@@ -90,10 +102,11 @@ mod enabled {
     use anyhow::Context;
     use fsq_calibrate::gates::Confidence;
     use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
+    use fsq_calibrate::stored::StoredThreshold;
     use fsq_gguf::{Gguf, Metadata};
     use fsq_kernels::Cpu;
     use fsq_model::{ChatTemplate, Decoder, DecoderOptions, TokenId, Tokenizer};
-    use fsq_server::{AuditSummary, GateFacts, Options, Policy, PolicyFacts, Server};
+    use fsq_server::{AuditSummary, GateFacts, Options, Policy, PolicyFacts, Server, TlsFiles};
 
     use super::{ServeArguments, ServeCommand};
     use crate::failure::{Outcome, Refusal};
@@ -124,23 +137,35 @@ mod enabled {
         options.audit.clone_from(&arguments.audit);
         options.logs_requests = arguments.log_requests;
         options.has_page = arguments.page;
+        options.admin = arguments.admin;
+        options.tls = tls_files(arguments);
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
         let server = Server::start(policy, options)?;
         let address = server.address();
         if globals.json {
             // One line, so that a script can read it while the server runs on.
-            output::print(&format!("{}\n", serde_json::json!({"url": format!("http://{address}")})))?;
+            let admin = server.admin_address().map(|it| format!("http://{it}"));
+            let urls = serde_json::json!({"url": format!("{scheme}://{address}"), "admin_url": admin});
+            output::print(&format!("{urls}\n"))?;
         } else {
-            output::print(&format!("{line}\nlistening on http://{address}, Ctrl-C stops\n"))?;
+            let admin = server.admin_address().map(|it| format!("administration on http://{it}\n"));
+            let admin = admin.unwrap_or_default();
+            output::print(&format!("{line}\n{admin}listening on {scheme}://{address}, Ctrl-C stops\n"))?;
         }
         server.run_until_signal(|read| {
             let line = match read {
-                Ok(n) => format!("keys read again: {n}"),
-                Err(error) => format!("keys stay as they were: {error}"),
+                Ok(line) => line,
+                Err(error) => format!("everything stays as it was: {error}"),
             };
             // With standard error gone there is nobody left to tell.
             let _ = writeln!(io::stderr(), "{line}");
         })?;
         Ok(Outcome::Done)
+    }
+
+    fn tls_files(arguments: &ServeArguments) -> Option<TlsFiles> {
+        let (certificate, key) = (arguments.tls_cert.clone()?, arguments.tls_key.clone()?);
+        Some(TlsFiles { certificate, key, client_authority: arguments.tls_client_ca.clone() })
     }
 
     fn verify_audit(globals: &Globals, file: &Path) -> anyhow::Result<Outcome> {
@@ -210,6 +235,8 @@ mod enabled {
                 confidence_in.insert(environment.to_owned(), found);
             }
         }
+        let file = || gguf.path().display().to_string();
+        let pairs = fields.iter().filter_map(|(key, _)| Some((key, fields.str(key)?)));
         let gate = fields.str("fsq.gate.verdict").zip(fields.str("fsq.gate.profile"));
         let stem = || gguf.path().file_stem().map(|it| it.to_string_lossy().into_owned());
         Ok(PolicyFacts {
@@ -218,6 +245,7 @@ mod enabled {
             confidence,
             confidence_in,
             gate: gate.map(|(verdict, profile)| GateFacts { verdict: verdict.into(), profile: profile.into() }),
+            thresholds: StoredThreshold::all_from_pairs(pairs).with_context(file)?,
         })
     }
 

@@ -108,6 +108,18 @@ struct Settings {
     run_file: String,
 }
 
+impl Settings {
+    /// Refuses to go on with other settings than a folder was begun with.
+    fn check(&self, found: &Self, path: &Path) -> anyhow::Result<()> {
+        let (wanted, found) = (serde_json::to_value(self)?, serde_json::to_value(found)?);
+        let fields = wanted.as_object().into_iter().flatten();
+        let Some((field, wanted)) = fields.into_iter().find(|it| found[it.0] != *it.1) else { return Ok(()) };
+        let found = &found[field];
+        let refusal = Refusal::new(format!("{}: {field}: expected {wanted}, found {found}", path.display()));
+        Err(refusal.hint("this folder was begun with other settings: choose another with --out").into())
+    }
+}
+
 /// Runs the command.
 pub(crate) fn execute(globals: &Globals, arguments: &StudyArguments) -> anyhow::Result<Outcome> {
     let Study::Gap(arguments) = &arguments.study;
@@ -181,10 +193,8 @@ impl<'a> Gap<'a> {
             budget: arguments.budget.clone(),
             run_file: run_file.resolved(),
         };
-        if let Some(found) = read_settings(&results)?.filter(|it| *it != settings) {
-            let path = results.join("study.json");
-            let refusal = Refusal::new(format!("{}: expected {settings:?}, found {found:?}", path.display()));
-            return Err(refusal.hint("this folder was begun with other settings: choose another with --out").into());
+        if let Some(found) = read_settings(&results)? {
+            settings.check(&found, &results.join("study.json"))?;
         }
         let plan = Plan::new(&arms, &seeds, &budget, &digest, &arguments.out)?;
         Ok(Self { globals, out: arguments.out.clone(), results, base, worlds, instances, settings, plan })
@@ -297,7 +307,8 @@ impl<'a> Gap<'a> {
     ) -> anyhow::Result<Vec<Played>> {
         if path.exists() {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            return Played::parse_all(&text).with_context(|| path.display().to_string());
+            let refuse = |(line, what)| Refusal::new(format!("{}:{line}: {what}", path.display()));
+            return Ok(Played::parse_all(&text).map_err(refuse)?);
         }
         let units = judging.instances * (1 + usize::from(judging.shuffles));
         progress.stage(format!("{} {} in {}", stage.name, stage.seed, judging.world.name()), units as u64);

@@ -271,6 +271,25 @@ fn a_map_is_judged_on_other_outcomes() {
 }
 
 #[test]
+fn a_file_carries_the_threshold_that_was_picked_for_its_map() {
+    let folder = tempfile::tempdir().unwrap();
+    crate::cli::write_files(folder.path(), "f32");
+    let (policy, copy) = (folder.path().join("out/tiny-F32.gguf"), folder.path().join("carrying.gguf"));
+    let rows = extreme(1.0);
+    let pick = ["--failures-max", "0.3", "--policy", text(&policy), "--out", text(&copy)];
+    let found = rows.json(&pick)["act_threshold"]["threshold"].as_f64().unwrap();
+    let (before, after) = (fsq_gguf::Gguf::open(&policy).unwrap(), fsq_gguf::Gguf::open(&copy).unwrap());
+    assert_eq!(before.data_sha256(), after.data_sha256(), "the policy itself is as it was");
+    let value = |key: &str| after.metadata().str(&format!("fsq.threshold.{key}")).unwrap().parse::<f64>().unwrap();
+    assert_eq!((value("estimate_min"), value("failures_max")), (found, 0.3));
+    assert!(before.metadata().str("fsq.threshold.estimate_min").is_none());
+    let [elsewhere, reason] = [["--environment", "chess"], ["expected outcomes of it", "found none"]];
+    let arguments = [&["calibrate", text(&rows.path)], &pick[..], &elsewhere].concat();
+    reason.iter().for_each(|it| refused(&arguments, it));
+    misused(&["calibrate", text(&rows.path), "--policy", text(&policy)], "--failures-max");
+}
+
+#[test]
 fn a_map_of_few_or_one_class_is_fitted_or_refused() {
     let rows = Rows::of([row(0.9, 1)]);
     let map = rows.beside("map.json");

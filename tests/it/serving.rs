@@ -275,8 +275,18 @@ fn client_python(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs a script with the packages of `tests/clients.json`.
+#[expect(clippy::disallowed_methods, reason = "`tests/run` has no other way to reach a test")]
+fn client_javascript(script: &str, arguments: &[&str]) -> String {
+    let folder = std::env::var_os("FSQ_CLIENTS_JAVASCRIPT")
+        .expect("FSQ_CLIENTS_JAVASCRIPT is not set: run `tests/run`, which installs tests/clients.json and sets it");
+    let output = Command::new("node").arg(script).arg(folder).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
-fn the_client_of_openai_finds_what_it_expects() {
+fn the_clients_of_openai_find_what_they_expect() {
     let folder = tempfile::tempdir().unwrap();
     let base = root().join("finetune/base");
     let written = fsq(&["quantize", text(&base), "--to", "q8_0", "--out", text(folder.path())]);
@@ -289,5 +299,10 @@ fn the_client_of_openai_finds_what_it_expects() {
     println!("{said}");
     let pins = std::fs::read_to_string(root().join("tests/clients.txt")).unwrap();
     let pin = pins.lines().find_map(|it| it.strip_prefix("openai==")).unwrap();
+    assert_eq!(said.trim(), format!("openai {pin}: all as expected"));
+    let script = root().join("tests/oracle/openai_client.mjs");
+    let said = client_javascript(text(&script), &[&format!("http://{}", serving.address), &agent, &other]);
+    let pins: Value = serde_json::from_str(include_str!("../clients.json")).unwrap();
+    let pin = pins["dependencies"]["openai"].as_str().unwrap();
     assert_eq!(said.trim(), format!("openai {pin}: all as expected"));
 }

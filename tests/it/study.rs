@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use fsq_environments::{Countdown, Environment, Split};
+use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, play_from};
+use fsq_gguf::Gguf;
+use fsq_model::{DecoderOptions, KvFormat, LoadedPolicy, Special};
 use serde_json::Value;
 
 use crate::program::{BAD_INPUT, command, fsq, json, refused, text};
+use crate::tree::root;
 
 const BUDGET: [&str; 2] = ["--budget", "smoke"];
 
@@ -109,7 +114,7 @@ fn every_arm_runs() {
     // Arms and seeds may be added, but nothing else may change.
     refused(
         &gap(&out, &["--arms", "D", "--seeds", "1", "--tasks", "9", "--environments", "countdown"]),
-        "study.json: ",
+        "study.json: instances: expected 9, found 8",
     );
 }
 
@@ -130,4 +135,41 @@ fn what_cannot_be_studied_is_refused() {
     refused(&["study", "gap", "--out", text(&out), "--budget", text(&run_file)], "expected a table [wm-amt]");
     assert_eq!(fsq(&["study", "gap", "--status", "--report"]).status.code(), BAD_INPUT);
     assert_eq!(fsq(&["study", "nothing"]).status.code(), BAD_INPUT);
+}
+
+/// The causal test rests on this: what a policy is made to begin with is part of its turn, and it goes on from there.
+#[test]
+fn a_turn_that_is_begun_for_a_policy_is_its_own() {
+    let folder = folder();
+    let base = root().join("finetune/base");
+    let quantized = fsq(&["quantize", text(&base), "--to", "f16", "--out", text(folder.path())]);
+    assert!(quantized.status.success(), "{quantized:?}");
+    let gguf = Gguf::open(&folder.path().join("base-F16.gguf")).unwrap();
+    let options = DecoderOptions { threads: 2, context_tokens: 512, kv: KvFormat::F16, max_sequences: 16 };
+    let LoadedPolicy { mut decoder, tokenizer, template } = LoadedPolicy::load(&gguf, options).unwrap();
+    let protocol = Protocol::new(&tokenizer, &template);
+    let tasks = Countdown.tasks(Split::Test, 1, 12);
+    let options =
+        PlayOptions { format: Format::Plain, temperature: 0.0, seed: 1, turn_tokens_max: 64, batch: 8, adapter: None };
+    let free = play(&Countdown, &tasks, &mut decoder, &protocol, &options, &mut |_| ()).unwrap();
+    // The last legal move of each instance, whatever the policy would have done; its second move is left to it.
+    let last = |task| Countdown.legal_actions(task, &Countdown.start(task)).pop().unwrap();
+    let begun = |task| vec![tokenizer.encode(&format!("<action>{}", last(task)), Special::Parse)];
+    let openings: Vec<_> = tasks.iter().map(begun).collect();
+    let forced = play_from(&Countdown, &tasks, &openings, &mut decoder, &protocol, &options, &mut |_| ()).unwrap();
+    let first = |it: &Episode| it.steps[0].action.clone();
+    for ((task, episode), opening) in tasks.iter().zip(&forced).zip(&openings) {
+        assert_eq!(first(episode), Some(last(task)), "{}", episode.steps[0].text);
+        assert!(episode.tokens[episode.steps[0].tokens.clone()].starts_with(&opening[0]));
+        assert!(episode.steps.len() == 2 && episode.steps[1].action.is_some(), "{:?}", episode.steps);
+    }
+    assert!(free.iter().zip(&forced).any(|(a, b)| first(a) != first(b)));
+    // Made to begin as they did by themselves, they end as they did.
+    let own = |it: &Episode| it.steps.iter().map(|step| it.tokens[step.tokens.clone()][..3].to_vec()).collect();
+    let openings: Vec<Vec<Vec<u32>>> = free.iter().map(own).collect();
+    let again = play_from(&Countdown, &tasks, &openings, &mut decoder, &protocol, &options, &mut |_| ()).unwrap();
+    for (before, after) in free.iter().zip(&again) {
+        assert_eq!(before.tokens, after.tokens);
+        assert_eq!(before.success, after.success);
+    }
 }

@@ -108,6 +108,22 @@ def check_completions(client, model):
     assert all(1 <= len(it) <= 2 for it in logprobs.top_logprobs)
 
 
+def check_responses(client, model):
+    def respond(**more):
+        options = {"model": model, "input": QUESTION, "max_output_tokens": 24, "temperature": 0, **more}
+        return client.responses.create(**options)
+
+    whole = respond(store=False, instructions="be brief")
+    assert whole.object == "response" and whole.status in ("completed", "incomplete")
+    assert whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
+    text, last = "", None
+    for event in respond(instructions="be brief", stream=True):
+        text += event.delta if event.type == "response.output_text.delta" else ""
+        last = event
+    assert text == whole.output_text and last.response.usage == whole.usage
+    refused(openai.BadRequestError, "unsupported_value", lambda: respond(store=True))
+
+
 def check_foresight(client):
     body = {"messages": QUESTION, "plans": 4, "seed": 1, "max_tokens": 128}
     answer = ours(client, "v1/foresight", body)
@@ -148,6 +164,7 @@ def main():
     model = check_models(client)
     check_chat(client, model)
     check_completions(client, model)
+    check_responses(client, model)
     check_foresight(client)
     check_refusals(client, model, other)
     asyncio.run(check_many(openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0), model))

@@ -74,7 +74,9 @@ pub fn play_from<E: Environment, D: Decode>(
     let answers = GridAnswers::new(protocol.tokenizer);
     // Reading what a policy states forks its sequence, so half of the room is kept free.
     let running_max = options.batch.min(decoder.max_sequences() / 2).max(1);
-    let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max: BATCH_TOKENS });
+    // Nobody waits for a token here, so passes are as long as they like.
+    let (batch_tokens_max, prompt_tokens_max) = (BATCH_TOKENS, BATCH_TOKENS);
+    let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max, prompt_tokens_max });
     let done = tasks.iter().map(|_| None).collect();
     let mut player =
         Player { world, tasks, openings, engine, protocol, options, answers, live: HashMap::new(), next: 0, done };

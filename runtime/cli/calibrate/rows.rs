@@ -87,6 +87,17 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Log> {
 }
 
 impl Log {
+    /// Forgets the rows of all environments but one.
+    pub(super) fn keep(&mut self, environment: &str) -> anyhow::Result<()> {
+        self.rows.retain(|it| it.cell.as_ref().is_some_and(|it| it.environment == environment));
+        if self.rows.is_empty() {
+            return Err(
+                Refusal::new(format!("environment `{environment}`: expected outcomes of it, found none")).into()
+            );
+        }
+        Ok(())
+    }
+
     fn add(&mut self, line: &[u8], number: u64) -> Result<(), String> {
         let row: Value = serde_json::from_slice(line).map_err(|it| format!("expected a JSON object: {it}"))?;
         let expected = |field: &str, expected: &str| {

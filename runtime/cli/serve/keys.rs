@@ -52,6 +52,8 @@ pub(crate) enum ScopeName {
     Outcomes,
     /// Read metrics
     Metrics,
+    /// Everything on the listener for administration
+    Admin,
 }
 
 impl From<ScopeName> for Scope {
@@ -60,6 +62,7 @@ impl From<ScopeName> for Scope {
             ScopeName::Infer => Scope::Infer,
             ScopeName::Outcomes => Scope::Outcomes,
             ScopeName::Metrics => Scope::Metrics,
+            ScopeName::Admin => Scope::Admin,
         }
     }
 }

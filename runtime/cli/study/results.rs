@@ -168,26 +168,13 @@ impl Cell {
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).with_context(|| shown.clone())?;
-        let mut lines = text.lines().enumerate();
-        let refuse = |line: usize, what: String| Refusal::new(format!("{shown}:{}: {what}", line + 1));
-        let Some((_, first)) = lines.next() else {
-            return Err(refuse(0, "expected a cell, found nothing".into()).into());
-        };
-        let mut cell: Self = serde_json::from_str(first).map_err(|it| refuse(0, it.to_string()))?;
+        let refuse = |line: usize, what: String| Refusal::new(format!("{shown}:{line}: {what}"));
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let mut cell: Self = serde_json::from_str(first).map_err(|it| refuse(1, it.to_string()))?;
         if cell.columns != COLUMNS {
-            return Err(refuse(0, format!("columns: expected {COLUMNS:?}, found {:?}", cell.columns)).into());
+            return Err(refuse(1, format!("columns: expected {COLUMNS:?}, found {:?}", cell.columns)).into());
         }
-        while let Some((at, header)) = lines.next() {
-            let mut played: Played = serde_json::from_str(header).map_err(|it| refuse(at, it.to_string()))?;
-            for (line, row) in lines.by_ref().take(played.n) {
-                played.rows.push(serde_json::from_str(row).map_err(|it| refuse(line, it.to_string()))?);
-            }
-            if played.rows.len() != played.n {
-                let found = played.rows.len();
-                return Err(refuse(at, format!("expected {} rows, found {found}", played.n)).into());
-            }
-            cell.played.push(played);
-        }
+        cell.played = Played::parse_all(rest).map_err(|(line, what)| refuse(line + 1, what))?;
         Ok(cell)
     }
 }
@@ -202,14 +189,18 @@ impl Played {
         Ok(text)
     }
 
-    /// Reads what [`Played::text`] wrote, once or several times.
-    pub(super) fn parse_all(text: &str) -> anyhow::Result<Vec<Self>> {
-        let mut lines = text.lines();
+    /// Reads what [`Played::text`] wrote, any number of times; a fault comes with its line, from 1.
+    pub(super) fn parse_all(text: &str) -> Result<Vec<Self>, (usize, String)> {
+        let mut lines = text.lines().zip(1..);
         let mut all = Vec::new();
-        while let Some(header) = lines.next() {
-            let mut played: Self = serde_json::from_str(header)?;
-            played.rows = lines.by_ref().take(played.n).map(serde_json::from_str).collect::<Result<_, _>>()?;
-            anyhow::ensure!(played.rows.len() == played.n, "expected {} rows, found {}", played.n, played.rows.len());
+        while let Some((header, at)) = lines.next() {
+            let mut played: Self = serde_json::from_str(header).map_err(|it| (at, it.to_string()))?;
+            for (row, at) in lines.by_ref().take(played.n) {
+                played.rows.push(serde_json::from_str(row).map_err(|it| (at, it.to_string()))?);
+            }
+            if played.rows.len() != played.n {
+                return Err((at, format!("expected {} rows, found {}", played.n, played.rows.len())));
+            }
             all.push(played);
         }
         Ok(all)

@@ -19,6 +19,7 @@ mod generate;
 mod observe;
 mod pages;
 mod policy;
+mod prefixes;
 mod rotary;
 mod sampler;
 mod scheduler;
@@ -35,8 +36,8 @@ mod fixtures;
 mod scheduler_tests;
 
 pub use adapter_file::read_adapter;
-pub use adjust::Adjustments;
-pub use chat::{ChatTemplate, Message, Turn};
+pub use adjust::{Adjustments, Constrain, Constraint};
+pub use chat::{ChatTemplate, Message, Surroundings, Turn, is_plain};
 pub use choices::Choices;
 pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};

@@ -10,7 +10,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::asked::Delivery;
-use crate::plan::Plan;
+use crate::calls::{Call, CallReader, Said};
+use crate::form::Fault;
+use crate::plan::{Meaning, Plan};
 use crate::refusal::Refusal;
 use crate::sample::TokenLogprob;
 use crate::server::Shared;
@@ -40,6 +42,10 @@ pub(crate) struct Heading {
     pub(crate) echoes: Vec<String>,
     pub(crate) n_prompt: usize,
     pub(crate) has_logprobs: bool,
+    /// Reads calls of tools out of answers that may hold some.
+    pub(crate) reader: Option<CallReader>,
+    /// Where it is told that an answer could not be held to its form.
+    pub(crate) fault: Fault,
 }
 
 impl Heading {
@@ -56,6 +62,8 @@ impl Heading {
             echoes: (0..prompts.len()).flat_map(|it| std::iter::repeat_n(each(it), n)).collect(),
             n_prompt: prompts.iter().map(|it| it.len()).sum(),
             has_logprobs: false,
+            reader: None,
+            fault: Fault::default(),
         }
     }
 
@@ -73,14 +81,21 @@ impl Heading {
     fn choice(&self, tokenizer: &Tokenizer, index: usize, plan: &Plan, tokens: &[TokenLogprob]) -> Value {
         let mut offset = self.echoes[index].chars().count();
         let logprobs = self.has_logprobs.then(|| self.logprobs(tokenizer, tokens, &mut offset));
-        let reason = plan.finish_reason();
         let mut choice = match self.shape {
             Shape::Chat => {
-                let message = json!({"role": "assistant", "content": plan.text, "refusal": null});
+                let Said { words, calls } = self.said(&plan.text);
+                let is_empty = words.is_empty() && !calls.is_empty();
+                let content = if is_empty { Value::Null } else { Value::String(words) };
+                let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+                if !calls.is_empty() {
+                    message["tool_calls"] = calls.iter().map(call_value).collect();
+                }
+                let reason = finish_reason(plan, &calls);
                 json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason})
             }
             Shape::Text => {
                 let text = format!("{}{}", self.echoes[index], plan.text);
+                let reason = plan.finish_reason();
                 json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
             }
         };
@@ -88,6 +103,14 @@ impl Heading {
             choice["fsq"] = extension;
         }
         choice
+    }
+
+    /// An answer's words and calls.
+    pub(crate) fn said(&self, text: &str) -> Said {
+        let Some(mut reader) = self.reader.clone() else { return Said { words: text.to_owned(), calls: Vec::new() } };
+        let words = reader.push(text);
+        let rest = reader.finish();
+        Said { words: words + &rest.words, ..rest }
     }
 
     /// Log-probabilities of tokens; `offset` is where the first of them begins in a plain text, in characters, and
@@ -112,6 +135,16 @@ impl Heading {
             "text_offset": offsets,
         })
     }
+}
+
+/// One call in a chat's answer.
+pub(crate) fn call_value(call: &Call) -> Value {
+    json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}})
+}
+
+/// `tool_calls` where the answer ends with calls.
+pub(crate) fn finish_reason(plan: &Plan, calls: &[Call]) -> &'static str {
+    if calls.is_empty() || !plan.ending.is_complete { plan.finish_reason() } else { "tool_calls" }
 }
 
 fn token_text(tokenizer: &Tokenizer, token: TokenId) -> String {
@@ -142,10 +175,11 @@ pub(crate) async fn respond(
         return Ok(stream::respond(shared, heading, events, delivery.includes_usage));
     }
     let answers = collect(events, vec![String::new(); heading.tasks.len()]).await?;
-    let map = shared.drift.map(None);
+    heading.fault.check()?;
+    let meaning = Meaning::overall(&shared);
     let (mut plans, mut logprobs) = (Vec::new(), Vec::new());
     for Answer { text, ending, logprobs: of_answer } in answers {
-        plans.push(Plan::new(text, ending, &map));
+        plans.push(Plan::new(text, ending, &meaning));
         logprobs.push(of_answer);
     }
     let plans = record(&shared, &heading.tasks, None, plans).await?;

@@ -56,6 +56,14 @@ impl Common {
         })
     }
 
+    pub(crate) fn temperature(&self) -> f32 {
+        self.temperature
+    }
+
+    pub(crate) fn top_p(&self) -> f32 {
+        self.top_p
+    }
+
     /// The sampling of the request's answer `index`, which has a random stream of its own.
     pub(crate) fn sampling(&self, index: u64) -> Sampling {
         let Self { temperature, top_p, top_k, min_p, seed, .. } = *self;
@@ -101,7 +109,7 @@ fn take_adjustments(fields: &mut Fields, shared: &Shared) -> Result<Adjustments,
         }
         None => Vec::new(),
     };
-    Ok(Adjustments { bias, presence, frequency, repetition })
+    Ok(Adjustments { bias, presence, frequency, repetition, constraint: None })
 }
 
 fn read_biases(biases: &Map<String, Value>, vocab: usize) -> Result<Vec<(TokenId, f32)>, Refusal> {
@@ -167,12 +175,8 @@ impl Delivery {
 /// Takes fields of the protocol that are only accepted where they ask for nothing.
 pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), Refusal> {
     let is_empty = |it: &Value| it.as_array().is_some_and(Vec::is_empty) || it.as_object().is_some_and(Map::is_empty);
-    for field in ["tools", "functions"] {
-        fields.neutral(field, "leave it out", is_empty)?;
-    }
-    fields.neutral("tool_choice", "only `none` and `auto` are", |it| it == "none" || it == "auto")?;
-    fields.neutral("parallel_tool_calls", "leave it out", Value::is_boolean)?;
-    fields.neutral("response_format", "only `{\"type\": \"text\"}` is", |it| *it == json!({"type": "text"}))?;
+    fields.neutral("functions", "`tools` are", is_empty)?;
+    fields.neutral("function_call", "`tool_choice` is", |it| it == "none" || it == "auto")?;
     fields.neutral("modalities", "only `[\"text\"]` is", |it| *it == json!(["text"]))?;
     fields.neutral("store", "only false is", |it| *it == json!(false))?;
     fields.neutral("service_tier", "only `auto` and `default` are", |it| it == "auto" || it == "default")

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use fsq_model::TokenId;
 use serde_json::Value;
 
 use crate::answer::{self, Heading, Shape};
 use crate::asked::{self, Common, Delivery};
+use crate::calls::CallReader;
 use crate::fields::Fields;
-use crate::prompt::{Turn, encode_chat, take_messages};
+use crate::form::{Fault, Form};
+use crate::prompt::{Turn, encode_with_tools, take_messages};
 use crate::refusal::Refusal;
 use crate::routes::read_fields;
 use crate::server::{Ask, Shared};
+use crate::tools::{Layout, Tools, form};
 use crate::worker::Draw;
 
 /// As OpenAI's.
@@ -27,22 +31,60 @@ struct Asked {
     delivery: Delivery,
     /// `None`: no log-probabilities.
     top_logprobs: Option<usize>,
+    tools: Tools,
+    form: Option<Form>,
+}
+
+/// A chat that is ready to be gone on from, with what its answers are read by.
+pub(crate) struct Prepared {
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) common: Common,
+    pub(crate) reader: Option<CallReader>,
+    pub(crate) fault: Fault,
+}
+
+/// Lays a chat out, and readies what its answers are held to.
+pub(crate) fn prepare(
+    shared: &Shared,
+    turns: &[Turn],
+    mut common: Common,
+    tools: &Tools,
+    form: Option<Form>,
+) -> Result<Prepared, Refusal> {
+    let reader = tools.reader(shared)?;
+    if let (Some(form), true) = (&form, tools.may_call()) {
+        let message = format!("field `{}`: expected without tools that may be called: they have a form", form.field());
+        return Err(Refusal::invalid("conflicting_fields", message).about(form.field()));
+    }
+    let of_tools = || {
+        let list_token = shared.tokenizer.token_id("[TOOL_CALLS]");
+        Ok::<_, Refusal>(Form::of_tools(tools, self::form(shared)?, list_token))
+    };
+    let form = if tools.may_call() { of_tools()? } else { form };
+    let fault = Fault::default();
+    let prompt = encode_with_tools(shared, turns, tools.variables(shared)?)?;
+    if let Some(form) = form {
+        common.adjustments.constraint = Some(shared.grammars.constraint(&form, &fault)?);
+    }
+    Ok(Prepared { prompt, common, reader, fault })
 }
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Refusal> {
     let fields = read_fields(&shared, request).await?;
     let reading = shared.read_beside(move |shared| {
-        let asked = read(fields, shared)?;
-        Ok((encode_chat(shared, &asked.turns)?, asked))
+        let mut asked = read(fields, shared)?;
+        let form = asked.form.take();
+        Ok((prepare(shared, &asked.turns, asked.common.clone(), &asked.tools, form)?, asked))
     });
-    let (prompt, asked) = reading.await?;
+    let (Prepared { prompt, common, reader, fault }, asked) = reading.await?;
     let mut heading = Heading::new(Shape::Chat, &shared.facts.name, &[&prompt], asked.n_answers as usize, &[]);
     heading.has_logprobs = asked.top_logprobs.is_some();
+    (heading.reader, heading.fault) = (reader, fault);
     let ask = Ask {
         prompt,
-        draws: (0..asked.n_answers).map(|it| Draw::new(&asked.common, it)).collect(),
-        tokens_max: asked.common.tokens_max.unwrap_or(shared.context_tokens),
+        draws: (0..asked.n_answers).map(|it| Draw::new(&common, it)).collect(),
+        tokens_max: common.tokens_max.unwrap_or(shared.context_tokens),
         stop_texts: asked.stop_texts,
         top_logprobs: asked.top_logprobs.unwrap_or(0),
     };
@@ -63,8 +105,10 @@ fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
         let message = "field `top_logprobs`: expected only with `logprobs`";
         return Err(Refusal::invalid("conflicting_fields", message).about("top_logprobs"));
     }
+    let tools = Tools::take(&mut fields, Layout::Nested)?;
+    let form = Form::take(&mut fields)?;
     asked::refuse_unsupported(&mut fields)?;
     fields.finish()?;
     let top_logprobs = has_logprobs.then(|| top_logprobs.unwrap_or(0) as usize);
-    Ok(Asked { turns, common, n_answers, stop_texts, delivery, top_logprobs })
+    Ok(Asked { turns, common, n_answers, stop_texts, delivery, top_logprobs, tools, form })
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::answer::{self, Heading, Shape};
 use crate::asked::{self, Common, Delivery};
 use crate::fields::Fields;
+use crate::form::{Fault, Form};
 use crate::refusal::Refusal;
 use crate::routes::read_fields;
 use crate::server::{Ask, Shared};
@@ -33,6 +34,7 @@ struct Asked {
     delivery: Delivery,
     /// `None`: no log-probabilities.
     logprobs: Option<usize>,
+    fault: Fault,
 }
 
 /// `POST /v1/completions`.
@@ -46,6 +48,7 @@ pub(crate) async fn completions(State(shared): State<Arc<Shared>>, request: Requ
     let n = asked.n_answers as usize;
     let mut heading = Heading::new(Shape::Text, &shared.facts.name, &prompts, n, &asked.echoes);
     heading.has_logprobs = asked.logprobs.is_some();
+    heading.fault = asked.fault.clone();
     let ask = |(index, prompt): (u64, Vec<TokenId>)| Ask {
         prompt,
         draws: (0..asked.n_answers).map(|it| Draw::new(&asked.common, index * asked.n_answers + it)).collect(),
@@ -60,7 +63,8 @@ pub(crate) async fn completions(State(shared): State<Arc<Shared>>, request: Requ
 fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
     let prompt = fields.take("prompt").unwrap_or_default();
     let prompts = prompts("prompt", prompt, shared)?;
-    let common = Common::take(&mut fields, shared)?;
+    let mut common = Common::take(&mut fields, shared)?;
+    let (form, fault) = (Form::take(&mut fields)?, Fault::default());
     let n_answers = asked::take_n(&mut fields)?;
     let stop_texts = asked::take_stop(&mut fields)?;
     let delivery = Delivery::take(&mut fields)?;
@@ -73,11 +77,14 @@ fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
     fields.neutral("suffix", "leave it out", |it| it == "")?;
     asked::refuse_unsupported(&mut fields)?;
     fields.finish()?;
+    if let Some(form) = form {
+        common.adjustments.constraint = Some(shared.grammars.constraint(&form, &fault)?);
+    }
     let echoes = match echoes {
         true => prompts.iter().map(|it| shared.tokenizer.decode(it)).collect(),
         false => Vec::new(),
     };
-    Ok(Asked { prompts, echoes, common, n_answers, stop_texts, delivery, logprobs })
+    Ok(Asked { prompts, echoes, common, n_answers, stop_texts, delivery, logprobs, fault })
 }
 
 /// A text, token ids, or a list of either.

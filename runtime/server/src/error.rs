@@ -17,6 +17,23 @@ pub enum ServerError {
         /// The address asked for.
         address: SocketAddr,
     },
+    /// The listener for administration could be reached from other machines.
+    #[error(
+        "administration address {address}: expected a loopback address such as 127.0.0.1; hint: reach it over SSH, or \
+         from a container beside this one"
+    )]
+    AdminNotLoopback {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// A certificate or a key of TLS cannot be used.
+    #[error("TLS file `{path}`: {reason}")]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A file of keys cannot be read or written.
     #[error("key file `{path}`: {source}")]
     KeyFile {

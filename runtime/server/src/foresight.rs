@@ -14,7 +14,7 @@ use crate::answer;
 use crate::asked::Common;
 use crate::drift::seen_value;
 use crate::fields::Fields;
-use crate::plan::Plan;
+use crate::plan::{Meaning, Plan};
 use crate::prompt::{Role, Turn, encode_chat, encode_tagged, take_messages};
 use crate::refusal::Refusal;
 use crate::routes::{confidence_name, read_fields, recalibration};
@@ -66,8 +66,9 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
     let tokens_max = common.tokens_max.unwrap_or(TOKENS_DEFAULT);
     let ask = Ask { prompt, draws, tokens_max, stop_texts: Vec::new(), top_logprobs: 0 };
     let answers = answer::collect(shared.submit(vec![ask])?, beginnings).await?;
-    let (map, drift) = (shared.drift.map(environment.as_deref()), shared.drift.seen(environment.as_deref()));
-    let mut plans: Vec<Plan> = answers.into_iter().map(|it| Plan::new(it.text, it.ending, &map)).collect();
+    let drift = shared.drift.seen(environment.as_deref());
+    let meaning = Meaning::of(&shared, environment.as_deref(), confidence);
+    let mut plans: Vec<Plan> = answers.into_iter().map(|it| Plan::new(it.text, it.ending, &meaning)).collect();
     plans = answer::record(&shared, &vec![task; plans.len()], environment.as_deref(), plans).await?;
     let is_alarmed = drift.as_ref().is_some_and(|it| it.is_alarmed);
     let choice = choose(&plans, confidence, is_alarmed);
@@ -81,7 +82,8 @@ pub(crate) async fn plans(State(shared): State<Arc<Shared>>, request: Request) -
         "chosen": choice.as_ref().ok(),
         "reason": choice.as_ref().err(),
         "confidence": confidence_name(confidence),
-        "recalibration": recalibration(&map),
+        "recalibration": recalibration(&meaning.map),
+        "threshold": meaning.threshold,
         "drift": seen_value(drift.as_ref()),
         "seed": common.seed,
         "usage": answer::usage(n_prompt, n_generated),
@@ -92,7 +94,7 @@ fn read(mut fields: Fields, shared: &Shared) -> Result<Asked, Refusal> {
     let messages = take_messages(&mut fields)?;
     let turns = match (messages, fields.text("state")?) {
         (Some(turns), None) => turns,
-        (None, Some(state)) => vec![Turn { role: Role::User, content: state }],
+        (None, Some(state)) => vec![Turn::text(Role::User, state)],
         _ => return Err(Refusal::invalid("missing_field", "expected either `state` or `messages`").about("state")),
     };
     let n_plans = fields.integer("plans", 1..=PLANS_MAX)?;
@@ -153,7 +155,11 @@ fn choose(plans: &[Plan], confidence: Option<Confidence>, is_alarmed: bool) -> R
     }
     let estimates = plans.iter().enumerate().filter_map(|(index, it)| Some((index, it.reading?.1)));
     let best = estimates.reduce(|best, it| if it.1 > best.1 { it } else { best });
-    best.map(|it| it.0).ok_or("no plan is well-formed")
+    let (index, _) = best.ok_or("no plan is well-formed")?;
+    if plans[index].abstains == Some(true) {
+        return Err("no estimate reaches the threshold of the file for this map, so it is better not to act");
+    }
+    Ok(index)
 }
 
 fn plan_value(index: usize, plan: &Plan, plans: &[Plan]) -> Value {

@@ -33,11 +33,13 @@ pub enum Scope {
     Outcomes,
     /// Reading metrics.
     Metrics,
+    /// Everything on the listener for administration.
+    Admin,
 }
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Scope; 3] = [Scope::Infer, Scope::Outcomes, Scope::Metrics];
+    pub const ALL: [Scope; 4] = [Scope::Infer, Scope::Outcomes, Scope::Metrics, Scope::Admin];
 
     /// As files and commands spell it.
     #[must_use]
@@ -46,6 +48,7 @@ impl Scope {
             Scope::Infer => "infer",
             Scope::Outcomes => "outcomes",
             Scope::Metrics => "metrics",
+            Scope::Admin => "admin",
         }
     }
 }
@@ -255,6 +258,25 @@ impl Keyring {
         Ok(n)
     }
 
+    /// Every key as it is now.
+    pub(crate) fn keys(&self) -> Vec<Arc<Key>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a key out of the file and reads it again; false when there is none of that name.
+    ///
+    /// # Errors
+    /// As [`KeyFile::open`] and [`KeyFile::save`].
+    pub(crate) fn revoke(&self, name: &str) -> Result<bool, ServerError> {
+        let mut file = KeyFile::open(&self.path)?;
+        if !file.revoke(name) {
+            return Ok(false);
+        }
+        file.save()?;
+        self.reload()?;
+        Ok(true)
+    }
+
     /// What keys there are.
     pub(crate) fn names(&self) -> Vec<String> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
@@ -337,7 +359,7 @@ mod tests {
             ("", "EOF"),
             ("{\"keys\": [], \"more\": 1}", "unknown field"),
             ("{\"keys\": []}", "no key in it"),
-            (&format!("{{\"keys\": [{}]}}", row("a", "\"admin\"", &digest)), "unknown variant"),
+            (&format!("{{\"keys\": [{}]}}", row("a", "\"root\"", &digest)), "unknown variant"),
             (&format!("{{\"keys\": [{}]}}", row("a", "", &digest)), "scope"),
             (&format!("{{\"keys\": [{}]}}", row("é", "\"infer\"", &digest)), "key name"),
             (&format!("{{\"keys\": [{}]}}", row("a", "\"infer\"", "éé")), "sha256"),

@@ -5,16 +5,21 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `server` | start, listen, drain, stop; the limits |
+//! | `server` `options` | start, listen, drain, stop; what is served and how, the limits |
 //! | `listen` | connections: how many, how slow |
+//! | `tls` | certificates of the listener, read again while it runs (a feature) |
 //! | `routes` | the table of routes, what each asks for, and what guards all of them |
+//! | `admin` | what the listener for administration has: keys, the policy, a way to stop |
 //! | `page` | the web page, when asked for |
 //! | `keys` `audit` | who may do what; who did |
 //! | `chat` `completion` `foresight` `outcomes` `tokens` | one route each (the last two: two) |
+//! | `responses` `events` | OpenAI's newer protocol, without memory, whole and in events |
 //! | `asked` | fields that several of them take |
 //! | `answer` `stream` | answers in the shapes of OpenAI's protocols, whole and in chunks |
 //! | `fields` `refusal` | typed reading of JSON bodies, and the error body |
 //! | `prompt` | messages to tokens, so that no text can forge a turn |
+//! | `tools` `calls` | tools of a request; calls of them in an answer's text |
+//! | `form` `grammar` | what answers are held to; which tokens that leaves (a feature) |
 //! | `worker` `sample` `confidence` | the thread that owns the engine; one answer's text; reading of the grid |
 //! | `plan` | an answer's text as foresight: stated, estimate, prediction |
 //! | `store` | predictions and outcomes, in memory and on disk |
@@ -23,30 +28,47 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod answer;
 mod asked;
 mod audit;
+mod calls;
 mod chat;
 mod completion;
 mod confidence;
 mod drift;
 mod error;
+mod events;
 mod fields;
 mod foresight;
+mod form;
+#[cfg(feature = "grammar")]
+mod grammar;
+#[cfg(not(feature = "grammar"))]
+#[path = "grammar/absent.rs"]
+mod grammar;
 mod keys;
 mod listen;
 mod metrics;
+mod options;
 mod outcomes;
 mod page;
 mod plan;
 mod prompt;
 mod refusal;
+mod responses;
 mod routes;
 mod sample;
 mod server;
 mod store;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "tls/absent.rs"]
+mod tls;
 mod tokens;
+mod tools;
 mod worker;
 
 #[cfg(test)]
@@ -56,4 +78,5 @@ pub use audit::{AuditSummary, verify_audit};
 pub use confidence::GridAnswers;
 pub use error::ServerError;
 pub use keys::{Key, KeyFile, Scope};
-pub use server::{GateFacts, Limits, Options, Policy, PolicyFacts, Server};
+pub use options::{GateFacts, Limits, Options, Policy, PolicyFacts, TlsFiles};
+pub use server::Server;

@@ -12,9 +12,11 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Sleep, sleep};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Sleep, sleep, timeout};
+
+use crate::tls::Tls;
 
 /// After a connection could not be accepted, as when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -34,6 +36,7 @@ pub(crate) struct Patience {
 /// Serves until it is told to drain and every connection has ended.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     patience: Patience,
     mut draining: watch::Receiver<bool>,
@@ -51,7 +54,18 @@ pub(crate) async fn serve(
         };
         match (place, accepted) {
             (Ok(place), Ok((stream, _))) => {
-                tokio::spawn(converse(stream, router.clone(), patience, draining.clone(), place));
+                // Tokens are small and each is worth sending at once.
+                let _ = stream.set_nodelay(true);
+                let (tls, router, draining) = (tls.clone(), router.clone(), draining.clone());
+                tokio::spawn(async move {
+                    // Kept for as long as the connection lasts.
+                    let _place = place;
+                    let Some(tls) = tls else { return converse(stream, router, patience, draining).await };
+                    // Whoever cannot agree on how to speak is not spoken with.
+                    if let Ok(Ok(stream)) = timeout(patience.header_time_max, tls.acceptor().accept(stream)).await {
+                        converse(stream, router, patience, draining).await;
+                    }
+                });
             }
             _ => sleep(ACCEPT_PAUSE).await,
         }
@@ -61,16 +75,13 @@ pub(crate) async fn serve(
     let _ = places.acquire_many(n_places).await;
 }
 
-/// One connection, which gives its place back at its end.
-async fn converse(
-    stream: TcpStream,
+/// One connection.
+async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
     router: Router,
     patience: Patience,
     mut draining: watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
 ) {
-    // Tokens are small and each is worth sending at once.
-    let _ = stream.set_nodelay(true);
     let io = TokioIo::new(Patient { stream, blocked_max: patience.write_time_max, blocked: None });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

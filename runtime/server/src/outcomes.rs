@@ -17,14 +17,14 @@ use crate::store::{PredictionId, Unsettled};
 const IDS_MAX: usize = 256;
 
 /// `POST /v1/outcomes`: `{"prediction_id", "outcome": 0 | 1 | true | false}`, or `prediction_ids` for the predictions
-/// of one episode, which share its outcome: all are recorded, or none.
+/// of one episode, which share its outcome: all are recorded, or none. `grade`, from 0 to 1, is kept beside it.
 pub(crate) async fn tell(State(shared): State<Arc<Shared>>, request: Request) -> Result<Json<Value>, Refusal> {
-    let Asked { ids, is_list, outcome } = read(read_fields(&shared, request).await?)?;
+    let Asked { ids, is_list, outcome, grade } = read(read_fields(&shared, request).await?)?;
     let told = Arc::clone(&shared);
     let asked = ids.clone();
     let settling = tokio::task::spawn_blocking(move || {
         let _in_order = told.drift.telling();
-        let settled = told.store.settle(&asked, outcome)?;
+        let settled = told.store.settle(&asked, outcome, grade)?;
         told.drift.observe(&settled.told);
         Ok::<_, Unsettled>(settled.n_new)
     });
@@ -47,6 +47,9 @@ pub(crate) async fn tell(State(shared): State<Arc<Shared>>, request: Request) ->
         names => body["prediction_ids"] = json!(names),
     }
     body["outcome"] = json!(u8::from(outcome));
+    if let Some(grade) = grade {
+        body["grade"] = json!(grade);
+    }
     body["is_new"] = json!(n_new > 0);
     body["n_new"] = json!(n_new);
     Ok(Json(body))
@@ -61,6 +64,7 @@ struct Asked {
     ids: Vec<PredictionId>,
     is_list: bool,
     outcome: bool,
+    grade: Option<f64>,
 }
 
 fn read(mut fields: Fields) -> Result<Asked, Refusal> {
@@ -71,6 +75,7 @@ fn read(mut fields: Fields) -> Result<Asked, Refusal> {
         Value::Number(number) if number.as_u64().is_some_and(|it| it <= 1) => number.as_u64() == Some(1),
         other => return Err(Refusal::field("outcome", expected, &other)),
     };
+    let grade = fields.number("grade", 0.0..=1.0)?;
     let id = |name: &str| name.parse::<PredictionId>().map_err(|()| unknown(name));
     let of_list = |it: &Value| match it {
         Value::String(name) => id(name),
@@ -83,7 +88,7 @@ fn read(mut fields: Fields) -> Result<Asked, Refusal> {
         _ => return Err(missing("prediction_id", "a prediction's name, or `prediction_ids` instead")),
     };
     fields.finish()?;
-    Ok(Asked { ids, is_list, outcome })
+    Ok(Asked { ids, is_list, outcome, grade })
 }
 
 /// `GET /v1/outcomes/summary`: how well stated probabilities and estimates agree with the outcomes so far.

@@ -22,7 +22,7 @@ use crate::keys::{Key, Keyring, Scope};
 use crate::metrics::drift_page;
 use crate::refusal::{Refusal, quoted};
 use crate::server::Shared;
-use crate::{chat, completion, foresight, outcomes, page, tokens};
+use crate::{admin, chat, completion, foresight, outcomes, page, responses, tokens};
 
 /// What comes before the key in a header, as OpenAI's clients send it.
 const BEARER: &[u8] = b"bearer ";
@@ -56,10 +56,12 @@ const fn route(path: &'static str, access: Access, methods: fn() -> MethodRouter
 
 const INFER: Access = Access::Needs(Scope::Infer);
 const OUTCOMES: Access = Access::Needs(Scope::Outcomes);
+const ADMIN: Access = Access::Needs(Scope::Admin);
 
-/// Every route there is.
+/// Every route that clients see.
 pub(crate) const ROUTES: &[Route] = &[
     route("/v1/chat/completions", INFER, || post(chat::completions)),
+    route("/v1/responses", INFER, || post(responses::create)),
     route("/v1/foresight", INFER, || post(foresight::plans)),
     route("/v1/completions", INFER, || post(completion::completions)),
     route("/v1/models", INFER, || get(models)),
@@ -75,19 +77,34 @@ pub(crate) const ROUTES: &[Route] = &[
     route("/page.js", Access::Open, || get(page::script)),
 ];
 
-pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    let table = ROUTES.iter().fold(Router::new(), |router, it| router.route(it.path, (it.methods)()));
+/// Every route of the listener for administration.
+pub(crate) const ADMIN_ROUTES: &[Route] = &[
+    route("/admin/keys", ADMIN, || get(admin::keys)),
+    route("/admin/keys/revoke", ADMIN, || post(admin::revoke)),
+    route("/admin/policy", ADMIN, || get(admin::policy)),
+    route("/admin/drain", ADMIN, || post(admin::drain)),
+    route("/metrics", Access::Needs(Scope::Metrics), || get(metrics)),
+    route("/live", Access::Open, || get(live)),
+    route("/ready", Access::Open, || get(ready)),
+];
+
+/// The routes of one listener behind what guards all of them.
+pub(crate) fn router(shared: Arc<Shared>, routes: &'static [Route]) -> Router {
+    let table = routes.iter().fold(Router::new(), |router, it| router.route(it.path, (it.methods)()));
     table
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::clone(&shared), guard))
+        .layer(from_fn_with_state((Arc::clone(&shared), routes), guard))
         .with_state(shared)
 }
 
+/// What the guard knows: the server, and which routes there are here.
+type Guarded = (Arc<Shared>, &'static [Route]);
+
 /// Runs before every route, what is no route included, and counts its answers.
-async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn guard(State((shared, routes)): State<Guarded>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let route = path.and_then(|path| ROUTES.iter().find(|it| it.path == path));
+    let route = path.and_then(|path| routes.iter().find(|it| it.path == path));
     let access = route.map(|it| it.access);
     let label = route.map_or("other", |it| it.path);
     let begun = Instant::now();
@@ -239,7 +256,7 @@ async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> R
 }
 
 /// The policy that is served.
-fn described(shared: &Shared) -> Value {
+pub(crate) fn described(shared: &Shared) -> Value {
     let facts = &shared.facts;
     let gate = facts.gate.as_ref().map(|it| json!({"verdict": it.verdict, "profile": it.profile}));
     json!({

@@ -1,16 +1,12 @@
-//! Starting, listening, draining and stopping; what a server serves, and its limits.
+//! Starting, listening, draining and stopping.
 
-use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use fsq_calibrate::gates::Confidence;
-use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_model::{ChatTemplate, Decode, ModelError, TokenId, Tokenizer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -21,12 +17,15 @@ use crate::ServerError;
 use crate::answer::now_s;
 use crate::audit::Audit;
 use crate::drift::{Drift, Told};
+use crate::grammar::Grammars;
 use crate::keys::Keyring;
 use crate::listen::{self, Patience};
 use crate::metrics::Metrics;
+use crate::options::{Limits, Options, Policy, PolicyFacts};
 use crate::refusal::Refusal;
-use crate::routes::router;
+use crate::routes::{ADMIN_ROUTES, ROUTES, router};
 use crate::store::Store;
+use crate::tls::Tls;
 use crate::worker::{Draw, Event, Job, Order, Signals, Worker};
 
 /// How long connections may take to close after their answers are cut off at the end of a drain.
@@ -37,121 +36,12 @@ const READERS: usize = 2;
 /// How much shorter a text may become before it is taken apart: three letters of Korean become one.
 const SHRINKING: usize = 4;
 
-/// A policy ready to run, with what its file says about it.
-#[derive(Debug)]
-pub struct Policy<D> {
-    /// Runs it.
-    pub decoder: D,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// Lays out its chats.
-    pub template: ChatTemplate,
-    /// From what it states to what that has meant, by environment; the identity where none was fitted.
-    pub recalibration: RecalibrationMaps,
-    /// What its file says.
-    pub facts: PolicyFacts,
-}
-
-/// What a policy's file says about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PolicyFacts {
-    /// What clients call it.
-    pub name: String,
-    /// Of the file's weights, hexadecimal; predictions are kept apart by it.
-    pub digest: String,
-    /// Whether its estimates are good enough to choose by; `None` when nobody judged that.
-    pub confidence: Option<Confidence>,
-    /// The same in each environment that the gates played.
-    pub confidence_in: BTreeMap<String, Confidence>,
-    /// The gates' answer, when they were run.
-    pub gate: Option<GateFacts>,
-}
-
-/// What gates said about a file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GateFacts {
-    /// `pass`, `fail` or `inconclusive`.
-    pub verdict: String,
-    /// The profile judged by.
-    pub profile: String,
-}
-
-/// Where and how to serve.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// A loopback address unless there are keys; port 0 takes any free one.
-    pub address: SocketAddr,
-    /// The outcome file, made when it is not there; `None` keeps outcomes in memory only.
-    pub outcomes: Option<PathBuf>,
-    /// The file of keys, see [`crate::KeyFile`]; `None` serves whoever is on this machine.
-    pub keys: Option<PathBuf>,
-    /// The audit log, made when it is not there; `None` keeps none.
-    pub audit: Option<PathBuf>,
-    /// Whether each request is a line of JSON on standard error, without what was asked or answered.
-    pub logs_requests: bool,
-    /// Whether there is a web page at `/`.
-    pub has_page: bool,
-    /// What clients may ask for.
-    pub limits: Limits,
-}
-
-impl Options {
-    /// On this machine only, at this port, with outcomes in memory and the usual limits.
-    #[must_use]
-    pub fn loopback(port: u16) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let (outcomes, keys, audit) = (None, None, None);
-        Self { address, outcomes, keys, audit, logs_requests: false, has_page: false, limits: Limits::default() }
-    }
-}
-
-/// What clients may ask for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// Of a request's body.
-    pub body_bytes_max: usize,
-    /// Of all headers of a request together.
-    pub header_bytes_max: usize,
-    /// For a body to arrive.
-    pub body_time_max: Duration,
-    /// From a request's body to the end of its answer.
-    pub request_time_max: Duration,
-    /// From a request's body to its first place in the batch; above it the answer is 429.
-    pub queue_time_max: Duration,
-    /// Requests that run or wait; above it the answer is 429.
-    pub jobs_max: usize,
-    /// Connections at a time; further clients wait to be accepted.
-    pub connections_max: usize,
-    /// For a request's head to arrive, and between two requests of a connection.
-    pub header_time_max: Duration,
-    /// For a client to take any byte of its answer.
-    pub write_time_max: Duration,
-    /// For requests to end once the server stops.
-    pub drain_time_max: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            body_bytes_max: 4 << 20,
-            header_bytes_max: 16 << 10,
-            body_time_max: Duration::from_secs(30),
-            request_time_max: Duration::from_secs(600),
-            queue_time_max: Duration::from_secs(120),
-            jobs_max: 64,
-            connections_max: 512,
-            header_time_max: Duration::from_secs(10),
-            write_time_max: Duration::from_secs(30),
-            drain_time_max: Duration::from_secs(30),
-        }
-    }
-}
-
 /// What every route sees.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: ChatTemplate,
+    pub(crate) grammars: Grammars,
     /// Where estimates come from.
     pub(crate) drift: Drift,
     pub(crate) facts: PolicyFacts,
@@ -170,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) is_draining: AtomicBool,
     /// Seconds since 1970.
     pub(crate) started_s: u64,
+    /// Told true, the server drains and ends.
+    pub(crate) stop: watch::Sender<bool>,
     orders: mpsc::Sender<Order>,
     places: Arc<Semaphore>,
     readers: Arc<Semaphore>,
@@ -203,6 +95,14 @@ impl Shared {
             let _ = writeln!(std::io::stderr(), "{details}");
         }
         self.audit.as_ref().map_or(Ok(()), |it| it.add("request", details, false))
+    }
+
+    /// Puts on the audit log what an administrator did.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn record(&self, event: &str, details: Value) -> Result<(), ServerError> {
+        self.audit.as_ref().map_or(Ok(()), |it| it.add(event, details, true))
     }
 
     /// Reads a request where that may take long, as a text of megabytes does, beside the others and not before them.
@@ -280,9 +180,11 @@ impl Shared {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     signals: Arc<Signals>,
     keyring: Option<Arc<Keyring>>,
+    tls: Option<Arc<Tls>>,
     audit: Option<Arc<Audit>>,
     serving: tokio::task::JoinHandle<()>,
     engine: std::thread::JoinHandle<Result<(), ModelError>>,
@@ -307,30 +209,39 @@ impl Server {
         options: Options,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let Options { address, outcomes, keys, audit, logs_requests, has_page, limits } = options;
+        let Options { address, outcomes, keys, audit, logs_requests, has_page, tls, admin, limits } = options;
         if !address.ip().is_loopback() && keys.is_none() {
             return Err(ServerError::NotLoopback { address });
         }
+        if let Some(address) = admin.filter(|it| !it.ip().is_loopback()) {
+            return Err(ServerError::AdminNotLoopback { address });
+        }
+        let tls = tls.map(Tls::open).transpose()?.map(Arc::new);
         let keyring = keys.as_deref().map(Keyring::open).transpose()?.map(Arc::new);
         let (tokenizer, decoder) = (policy.tokenizer.vocab(), policy.decoder.vocab());
         if tokenizer > decoder {
             return Err(ServerError::Vocabulary { tokenizer, decoder });
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind(address)).map_err(|it| listen_error(address, it))?;
-        let address = listener.local_addr().map_err(|it| listen_error(address, it))?;
+        let bind = |address: SocketAddr| {
+            let bound = runtime.block_on(TcpListener::bind(address));
+            let bound = bound.and_then(|it| Ok((it.local_addr()?, it)));
+            bound.map_err(|it| listen_error(address, it))
+        };
+        let (address, listener) = bind(address)?;
+        let (admin, admin_listener) = admin.map(bind).transpose()?.unzip();
         let store = Store::open(outcomes.as_deref(), &policy.facts.digest)?;
         let audit = audit.as_deref().map(Audit::open).transpose()?.map(Arc::new);
         let door = Door { keyring: keyring.clone(), audit: audit.clone(), logs_requests, has_page };
         door.record_start(address, &policy.facts)?;
-        let (shared, decoder, orders) = share(policy, limits, store, door);
+        let (stop, stopping) = watch::channel(false);
+        let (shared, decoder, orders) = share(policy, limits, store, door, stop.clone());
         let signals = Arc::clone(&shared.signals);
         let worker =
             Worker::new(decoder, Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics), Arc::clone(&signals));
         let engine = std::thread::Builder::new().name("fsq-engine".to_string()).spawn(move || worker.run(&orders))?;
-        let (stop, stopping) = watch::channel(false);
-        let serving = runtime.spawn(run(listener, shared, shutdown, stopping));
-        Ok(Self { address, stop, signals, keyring, audit, serving, engine, runtime })
+        let serving = runtime.spawn(run((listener, tls.clone()), admin_listener, shared, shutdown, stopping));
+        Ok(Self { address, admin, stop, signals, keyring, tls, audit, serving, engine, runtime })
     }
 
     /// Where it listens.
@@ -339,12 +250,18 @@ impl Server {
         self.address
     }
 
+    /// Where the listener for administration is, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
     /// Takes no more requests, waits until the running ones have ended or the drain time is over, and ends.
     ///
     /// # Errors
     /// [`ServerError::Engine`] when the device had failed.
     pub fn stop(self) -> Result<(), ServerError> {
-        let _ = self.stop.send(true);
+        self.stop.send_replace(true);
         self.wait()
     }
 
@@ -366,19 +283,26 @@ impl Server {
         }
     }
 
-    /// Serves until the process is asked to end (SIGINT, SIGTERM), then drains; a second signal cuts that short.
-    /// SIGHUP reads the keys again, and `told` hears how that went.
+    /// Serves until the process is asked to end (SIGINT, SIGTERM, the administration), then drains; a second signal
+    /// cuts that short. SIGHUP reads keys and certificates again, and `told` hears how that went, of each.
     ///
     /// # Errors
     /// As [`Server::stop`].
     pub fn run_until_signal(
         self,
-        told: impl Fn(Result<usize, ServerError>) + Send + 'static,
+        told: impl Fn(Result<String, ServerError>) + Send + 'static,
     ) -> Result<(), ServerError> {
-        if let Some(keyring) = self.keyring.clone() {
-            self.runtime.spawn(reload_at_signal(keyring, self.audit.clone(), told));
+        if self.keyring.is_some() || self.tls.is_some() {
+            let (keyring, tls) = (self.keyring.clone(), self.tls.clone());
+            self.runtime.spawn(reload_at_signal(keyring, tls, self.audit.clone(), told));
         }
-        self.runtime.block_on(ending_signal())?;
+        let mut stopping = self.stop.subscribe();
+        self.runtime.block_on(async {
+            tokio::select! {
+                ended = ending_signal() => ended,
+                _ = stopping.wait_for(|it| *it) => Ok(()),
+            }
+        })?;
         let signals = Arc::clone(&self.signals);
         self.runtime.spawn(async move {
             if ending_signal().await.is_ok() {
@@ -416,13 +340,16 @@ fn share<D: Decode>(
     limits: Limits,
     (store, told): (Store, Vec<Told>),
     door: Door,
+    stop: watch::Sender<bool>,
 ) -> (Arc<Shared>, D, mpsc::Receiver<Order>) {
     let Policy { decoder, tokenizer, template, recalibration, facts } = policy;
     let (orders, receiver) = mpsc::channel();
     let lengths = (0..tokenizer.vocab() as TokenId).filter_map(|it| tokenizer.token_bytes(it)).map(<[u8]>::len);
     let text_bytes_max = decoder.context_tokens().saturating_mul(lengths.max().unwrap_or(1) * SHRINKING);
+    let tokenizer = Arc::new(tokenizer);
     let shared = Shared {
-        tokenizer: Arc::new(tokenizer),
+        grammars: Grammars::new(Arc::clone(&tokenizer), decoder.vocab()),
+        tokenizer,
         template,
         drift: Drift::new(recalibration, &told),
         facts,
@@ -437,6 +364,7 @@ fn share<D: Decode>(
         signals: Arc::default(),
         is_draining: AtomicBool::new(false),
         started_s: now_s(),
+        stop,
         orders,
         places: Arc::new(Semaphore::new(limits.jobs_max.max(1))),
         readers: Arc::new(Semaphore::new(READERS)),
@@ -448,7 +376,8 @@ fn share<D: Decode>(
 
 /// Serves until told to stop, drains, and lets the engine go.
 async fn run(
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Option<Arc<Tls>>),
+    admin: Option<TcpListener>,
     shared: Arc<Shared>,
     shutdown: impl Future<Output = ()> + Send + 'static,
     mut stopping: watch::Receiver<bool>,
@@ -456,7 +385,15 @@ async fn run(
     let (drain, draining) = watch::channel(false);
     let Limits { connections_max, header_time_max, write_time_max, drain_time_max, .. } = shared.limits;
     let patience = Patience { connections_max, header_time_max, write_time_max };
-    let serving = listen::serve(listener, router(Arc::clone(&shared)), patience, draining);
+    let routes = router(Arc::clone(&shared), ROUTES);
+    let serving = listen::serve(listener, tls, routes, patience, draining.clone());
+    let routes = router(Arc::clone(&shared), ADMIN_ROUTES);
+    let administering = async {
+        if let Some(listener) = admin {
+            listen::serve(listener, None, routes, patience, draining).await;
+        }
+    };
+    let serving = async { tokio::join!(serving, administering) };
     let watching = async {
         tokio::select! {
             () = shutdown => {}
@@ -470,7 +407,7 @@ async fn run(
         tokio::time::sleep(CLOSING).await;
     };
     tokio::select! {
-        () = serving => {}
+        _ = serving => {}
         () = watching => {}
     }
     shared.signals.is_aborting.store(true, Ordering::Relaxed);
@@ -484,25 +421,37 @@ fn listen_error(address: SocketAddr, source: std::io::Error) -> ServerError {
     }
 }
 
-/// Reads the keys again whenever the process is told to.
-async fn reload_at_signal(keyring: Arc<Keyring>, audit: Option<Arc<Audit>>, told: impl Fn(Result<usize, ServerError>)) {
+/// Reads keys and certificates again whenever the process is told to.
+async fn reload_at_signal(
+    keyring: Option<Arc<Keyring>>,
+    tls: Option<Arc<Tls>>,
+    audit: Option<Arc<Audit>>,
+    told: impl Fn(Result<String, ServerError>),
+) {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        // Where that cannot be written, requests are refused from here on.
+        let record = |what: &str, read: &Result<String, ServerError>, found: Value| {
+            let details = read.as_ref().map_or_else(|it| json!({"error": it.to_string()}), |_| found);
+            audit.as_ref().map_or(Ok(()), |it| it.add(what, details, true))
+        };
         while hangup.recv().await.is_some() {
-            let read = keyring.reload();
-            let details = match &read {
-                Ok(_) => json!({"keys": keyring.names()}),
-                Err(error) => json!({"error": error.to_string()}),
-            };
-            // Where that cannot be written, requests are refused from here on.
-            let written = audit.as_ref().map_or(Ok(()), |it| it.add("keys", details, true));
-            told(written.and(read));
+            if let Some(keyring) = &keyring {
+                let read = keyring.reload().map(|n| format!("keys read again: {n}"));
+                let written = record("keys", &read, json!({"keys": keyring.names()}));
+                told(written.and(read));
+            }
+            if let Some(tls) = &tls {
+                let read = tls.reload().map(|()| "certificates read again".to_owned());
+                let written = record("certificates", &read, json!({}));
+                told(written.and(read));
+            }
         }
     }
     #[cfg(not(unix))]
-    drop((keyring, audit, told));
+    drop((keyring, tls, audit, told));
 }
 
 /// Ends when the process is asked to end.

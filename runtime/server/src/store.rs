@@ -1,8 +1,8 @@
 //! Predictions and what became of them: an index in memory, and two JSONL files that it is loaded from.
 //!
 //! `NAME.jsonl` holds one line an outcome, `{"id", "policy", "cluster", "environment", "stated", "estimate",
-//! "outcome"}`, each on disk before it is acknowledged; `fsq calibrate` reads it as it is. `NAME.predictions.jsonl`
-//! beside it holds the predictions. Knows no HTTP.
+//! "outcome", "grade"}`, each on disk before it is acknowledged; `fsq calibrate` reads it as it is.
+//! `NAME.predictions.jsonl` beside it holds the predictions. Knows no HTTP.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -57,6 +57,9 @@ struct Row {
     estimate: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     outcome: Option<u8>,
+    /// How well it went, from 0 to 1, where that was told beside the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grade: Option<f64>,
 }
 
 impl Row {
@@ -206,6 +209,7 @@ impl Store {
             stated,
             estimate: estimate.value(),
             outcome: None,
+            grade: None,
         };
         let mut inner = self.inner();
         if let Some(files) = &mut inner.files {
@@ -219,15 +223,17 @@ impl Store {
     /// Records what some predictions came to, all of them or none; what was recorded already stays as it is. What is
     /// told together shares a cluster from here on, since it depends on one another. The new ones of the policy that
     /// is served come back.
-    pub(crate) fn settle(&self, ids: &[PredictionId], outcome: bool) -> Result<Settled, Unsettled> {
+    pub(crate) fn settle(&self, ids: &[PredictionId], outcome: bool, grade: Option<f64>) -> Result<Settled, Unsettled> {
         let mut inner = self.inner();
         let mut rows: Vec<(PredictionId, Row)> = Vec::new();
         for id in ids.iter().copied() {
             let prediction = inner.index.get(&id).ok_or(Unsettled::Unknown { id })?;
             match prediction.row.outcome.map(|it| it == 1) {
-                Some(recorded) if recorded != outcome => return Err(Unsettled::Conflict { id, recorded }),
+                Some(recorded) if recorded != outcome || (grade.is_some() && grade != prediction.row.grade) => {
+                    return Err(Unsettled::Conflict { id, recorded });
+                }
                 None if rows.iter().all(|it| it.0 != id) => {
-                    let row = Row { outcome: Some(u8::from(outcome)), ..prediction.row.clone() };
+                    let row = Row { outcome: Some(u8::from(outcome)), grade, ..prediction.row.clone() };
                     let cluster = rows.first().map_or_else(|| row.cluster.clone(), |it| it.1.cluster.clone());
                     rows.push((id, Row { cluster, ..row }));
                 }
@@ -383,19 +389,21 @@ mod tests {
         let path = folder.path().join("outcomes.jsonl");
         let (store, _) = Store::open(Some(&path), "a").unwrap();
         let (first, second) = (predict(&store, 80), predict(&store, 20));
-        assert_eq!(store.settle(&[first, first], true).unwrap().n_new, 1);
-        assert_eq!(store.settle(&[first], true).unwrap().n_new, 0);
-        assert!(matches!(store.settle(&[second, first], false), Err(Unsettled::Conflict { id, .. }) if id == first));
+        assert_eq!(store.settle(&[first, first], true, None).unwrap().n_new, 1);
+        assert_eq!(store.settle(&[first], true, None).unwrap().n_new, 0);
+        assert!(
+            matches!(store.settle(&[second, first], false, None), Err(Unsettled::Conflict { id, .. }) if id == first)
+        );
         let nobody = PredictionId(1);
-        assert!(matches!(store.settle(&[second, nobody], false), Err(Unsettled::Unknown { id }) if id == nobody));
+        assert!(matches!(store.settle(&[second, nobody], false, None), Err(Unsettled::Unknown { id }) if id == nobody));
         assert!(matches!(Store::open(Some(&path), "a"), Err(ServerError::StoreLocked { .. })));
         drop(store);
         // A line that a crash cut off.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\": \"p_").unwrap();
         let (store, told) = Store::open(Some(&path), "a").unwrap();
         assert_eq!((told.len(), told[0].cluster, told[0].success), (1, 7, true));
-        assert_eq!(store.settle(&[first], true).unwrap().n_new, 0);
-        assert_eq!(store.settle(&[second], false).unwrap().told.len(), 1);
+        assert_eq!(store.settle(&[first], true, None).unwrap().n_new, 0);
+        assert_eq!(store.settle(&[second], false, None).unwrap().told.len(), 1);
         let summary = store.summary();
         assert_eq!((summary.n_predictions, summary.n_outcomes, summary.estimate.n), (2, 2, 2));
         assert!((summary.stated.brier.unwrap() - 0.04).abs() < 1e-12);
@@ -416,8 +424,65 @@ mod tests {
         assert!(error.contains("line 1"), "{error}");
         let (store, _) = Store::open_bounded(None, "a", 2).unwrap();
         let ids: Vec<_> = [10, 20, 30].map(|it| predict(&store, it)).into();
-        assert!(matches!(store.settle(&ids[..1], true), Err(Unsettled::Unknown { .. })));
-        assert_eq!(store.settle(&ids[2..], true).unwrap().n_new, 1);
+        assert!(matches!(store.settle(&ids[..1], true, None), Err(Unsettled::Unknown { .. })));
+        assert_eq!(store.settle(&ids[2..], true, None).unwrap().n_new, 1);
         assert_eq!(store.counts().n_predictions, 2);
+    }
+
+    /// One test is both: the parent, and the child that it kills in the middle of its work.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a child of the test learns by this variable that it is one")]
+    fn what_was_acknowledged_outlives_a_kill() {
+        const NAME: &str = "FSQ_TEST_OUTCOMES";
+        if let Some(path) = std::env::var_os(NAME) {
+            let (store, _) = Store::open(Some(Path::new(&path)), "a").unwrap();
+            loop {
+                let (ids, success) = ([predict(&store, 80), predict(&store, 20)], rand::random());
+                store.settle(&ids, success, None).unwrap();
+                writeln!(io::stdout(), "\nacknowledged {} {} {success}", ids[0], ids[1]).unwrap();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outcomes.jsonl");
+        let own_name = "store::tests::what_was_acknowledged_outlives_a_kill";
+        for n_lines in [1, 8, 60] {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", own_name, "--nocapture"])
+                .env(NAME, &path)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = io::BufRead::lines(io::BufReader::new(child.stdout.take().unwrap()));
+            let told = |it: io::Result<String>| it.ok().filter(|it| it.starts_with("acknowledged "));
+            let mut acknowledged: Vec<String> = lines.by_ref().filter_map(told).take(n_lines).collect();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // What was still in the pipe was acknowledged as well, but for a line that was cut off.
+            acknowledged.extend(lines.filter_map(told).filter(|it| it.ends_with("true") || it.ends_with("false")));
+            assert!(acknowledged.len() >= n_lines);
+            let (store, _) = Store::open(Some(&path), "a").unwrap();
+            for line in acknowledged {
+                let words: Vec<&str> = line.split(' ').collect();
+                let ids = [words[1], words[2]].map(|it| it.parse::<PredictionId>().unwrap());
+                let success = words[3] == "true";
+                assert_eq!(store.settle(&ids, success, None).unwrap().n_new, 0, "{line}");
+                assert!(matches!(store.settle(&ids, !success, None), Err(Unsettled::Conflict { .. })), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_grade_is_kept_and_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outcomes.jsonl");
+        let (store, _) = Store::open(Some(&path), "a").unwrap();
+        let id = predict(&store, 50);
+        let told: Vec<usize> = (0..2).map(|_| store.settle(&[id], true, Some(0.7)).unwrap().n_new).collect();
+        assert_eq!(told, [1, 0]);
+        drop(store);
+        let (store, _) = Store::open(Some(&path), "a").unwrap();
+        assert_eq!(store.settle(&[id], true, None).unwrap().n_new, 0);
+        assert!(matches!(store.settle(&[id], true, Some(0.8)), Err(Unsettled::Conflict { .. })));
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"grade\":0.7"));
     }
 }

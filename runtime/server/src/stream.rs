@@ -9,8 +9,9 @@ use futures::stream::{iter, unfold};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::answer::{Heading, Shape, engine_gone, record, refusal, usage};
-use crate::plan::Plan;
+use crate::answer::{Heading, Shape, call_value, engine_gone, finish_reason, record, refusal, usage};
+use crate::calls::{CallReader, Said};
+use crate::plan::{Meaning, Plan};
 use crate::refusal::Refusal;
 use crate::sample::Piece;
 use crate::server::Shared;
@@ -23,6 +24,8 @@ struct Streaming {
     events: UnboundedReceiver<Event>,
     /// The text of each answer so far; `None` once it has ended.
     texts: Vec<Option<String>>,
+    /// What is left of each answer's reading, where it may hold calls.
+    readers: Vec<Option<CallReader>>,
     /// Where the next token of each answer begins in its text, in characters.
     offsets: Vec<usize>,
     n_generated: usize,
@@ -39,8 +42,9 @@ pub(crate) fn respond(
 ) -> Response {
     let texts = vec![Some(String::new()); heading.tasks.len()];
     let offsets = heading.echoes.iter().map(|it| it.chars().count()).collect();
+    let readers = vec![heading.reader.clone(); heading.tasks.len()];
     let streaming =
-        Streaming { shared, heading, events, texts, offsets, n_generated: 0, includes_usage, is_over: false };
+        Streaming { shared, heading, events, texts, readers, offsets, n_generated: 0, includes_usage, is_over: false };
     let openings = streaming.openings();
     let rest = unfold(streaming, |mut it| async move {
         let chunks = it.next_chunks().await?;
@@ -70,7 +74,7 @@ impl Streaming {
             return None;
         }
         let chunks = match self.events.recv().await {
-            Some(Event::Piece { index, piece }) => Ok(vec![self.piece(index, &piece)]),
+            Some(Event::Piece { index, piece }) => Ok(self.piece(index, &piece).into_iter().collect()),
             Some(Event::End { index, ending }) => self.end(index, ending).await,
             Some(Event::Failed(failure)) => Err(refusal(failure)),
             None => Err(engine_gone()),
@@ -95,12 +99,20 @@ impl Streaming {
         Some(data)
     }
 
-    fn piece(&mut self, index: usize, piece: &Piece) -> Value {
+    /// `None` while it cannot be told whether what came is said or called.
+    fn piece(&mut self, index: usize, piece: &Piece) -> Option<Value> {
         if let Some(text) = &mut self.texts[index] {
             text.push_str(&piece.text);
         }
+        let words = match &mut self.readers[index] {
+            Some(reader) => reader.push(&piece.text),
+            None => piece.text.clone(),
+        };
+        if words.is_empty() && !(self.heading.has_logprobs && !piece.logprobs.is_empty()) {
+            return None;
+        }
         let said = match self.heading.shape {
-            Shape::Chat => json!({"content": piece.text}),
+            Shape::Chat => json!({"content": words}),
             Shape::Text => json!(piece.text),
         };
         let mut chunk = self.chunk(index, said, Value::Null);
@@ -108,27 +120,39 @@ impl Streaming {
             let offset = &mut self.offsets[index];
             chunk["choices"][0]["logprobs"] = self.heading.logprobs(&self.shared.tokenizer, &piece.logprobs, offset);
         }
-        chunk
+        Some(chunk)
     }
 
-    /// The last chunk of one answer, with what it foresees.
+    /// The last chunks of one answer, with what it calls and what it foresees.
     async fn end(&mut self, index: usize, ending: Ending) -> Result<Vec<Value>, Refusal> {
+        self.heading.fault.check()?;
+        let Said { words, calls } = self.readers[index].take().map(CallReader::finish).unwrap_or_default();
+        let mut chunks = Vec::new();
+        if !words.is_empty() {
+            chunks.push(self.chunk(index, json!({"content": words}), Value::Null));
+        }
+        for (number, call) in calls.iter().enumerate() {
+            let mut value = call_value(call);
+            value["index"] = json!(number);
+            chunks.push(self.chunk(index, json!({"tool_calls": [value]}), Value::Null));
+        }
         self.n_generated += ending.n_tokens;
         let text = self.texts[index].take().unwrap_or_default();
-        let plan = Plan::new(text, ending, &self.shared.drift.map(None));
+        let plan = Plan::new(text, ending, &Meaning::overall(&self.shared));
         let plans = record(&self.shared, &self.heading.tasks[index..=index], None, vec![plan]).await?;
         let nothing = match self.heading.shape {
             Shape::Chat => json!({}),
             Shape::Text => json!(""),
         };
         let chunk = |plan: &Plan| {
-            let mut chunk = self.chunk(index, nothing.clone(), json!(plan.finish_reason()));
+            let mut chunk = self.chunk(index, nothing.clone(), json!(finish_reason(plan, &calls)));
             if let Some(extension) = plan.extension() {
                 chunk["choices"][0]["fsq"] = extension;
             }
             chunk
         };
-        Ok(plans.iter().map(chunk).collect())
+        chunks.extend(plans.iter().map(chunk));
+        Ok(chunks)
     }
 
     /// `said` is the delta of a chat, or a text.

@@ -150,7 +150,7 @@ pub fn run(
         run.save(&learner.policy, &learner.optimizer, true)?;
         learner.keep_if_healthy(run, line.alarms.is_empty())?;
     }
-    if learner.n_alarmed >= ALARMS_MAX {
+    if learner.is_ended() {
         learner.go_back(run)?;
     }
     let adapter = learner.policy.adapter()?.ok_or_else(|| TrainError::MissingModule("adapter".into()))?;
@@ -218,6 +218,11 @@ impl<'a> Learner<'a> {
         })
     }
 
+    /// Whether alarms have ended the stage.
+    fn is_ended(&self) -> bool {
+        self.config.alarms_end && self.n_alarmed >= ALARMS_MAX
+    }
+
     /// Brings alarms and the gate on `w` to where a killed run had them.
     fn replay_health(&mut self, lines: &[RlStep]) {
         for line in lines {
@@ -237,7 +242,7 @@ impl<'a> Learner<'a> {
         let mut line = self.summary(step, &of_worlds);
         self.auroc = smoothed(self.auroc, line.auroc);
         self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
-        if self.n_alarmed >= ALARMS_MAX {
+        if self.is_ended() {
             line.stopped_at = Some((step + 1).saturating_sub(ALARMS_MAX));
             return Ok(line);
         }
@@ -312,7 +317,11 @@ impl<'a> Learner<'a> {
         let samples: Vec<Sample> = all().filter_map(|it| sample(it, format)).collect();
         let batch = BatchHealth::of(&samples);
         // The gap is what this stage is there to close, so it never stops it.
-        let alarms = self.health.observe(&batch).into_iter().filter(|it| !matches!(it, Alarm::Gap { .. }));
+        let alarms = self.health.observe(&batch).into_iter().filter(|it| match it {
+            Alarm::Gap { .. } => false,
+            Alarm::NothingToRead => format == Format::Foresight,
+            _ => true,
+        });
         let success = |groups: &[Group]| mean(groups.iter().flatten().map(|it| f64::from(u8::from(it.success))));
         let stated = |groups: &[Group]| {
             mean(groups.iter().flatten().filter_map(|it| it.steps.first()?.stated()).map(|it| it.value()))

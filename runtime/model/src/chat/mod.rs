@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 
-pub use turns::Turn;
+pub use turns::{Surroundings, Turn, is_plain};
 
 /// Instructions that one rendering may run; a long chat needs a few thousand.
 const FUEL: u64 = 5_000_000;
@@ -46,6 +46,7 @@ impl Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos: String,
     eos: String,
 }
@@ -70,7 +71,7 @@ impl ChatTemplate {
         }
         environment.add_test("iterable", |it: &Value| !it.is_none() && it.try_iter().is_ok());
         environment.add_template_owned(NAME, without_marks(source)).map_err(|it| template_error(&it))?;
-        Ok(Self { environment, bos: bos.to_string(), eos: eos.to_string() })
+        Ok(Self { environment, source: source.to_string(), bos: bos.to_string(), eos: eos.to_string() })
     }
 
     /// Stops the clock that templates see as `strftime_now`, so that a rendering can be repeated.
@@ -80,6 +81,11 @@ impl ChatTemplate {
     pub fn at(mut self, seconds: i64) -> Self {
         self.environment.add_function("strftime_now", move |format: &str| strftime_now(format, || seconds));
         self
+    }
+
+    /// What it was compiled from; it shows in which form this policy writes calls of tools.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt of a chat; with `add_generation_prompt` it ends where the assistant's answer begins.

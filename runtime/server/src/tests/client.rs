@@ -68,6 +68,12 @@ impl Client {
         data.into_iter().map(|it| serde_json::from_str(it).unwrap()).collect()
     }
 
+    /// The answer to a request as it comes.
+    pub(super) fn text_of(&self, path: &str, body: &Value) -> String {
+        let mut response = self.agent.post(self.url(path)).send(body.to_string()).unwrap();
+        response.body_mut().read_to_string().unwrap()
+    }
+
     pub(super) fn get(&self, path: &str) -> (u16, String) {
         let mut response = self.agent.get(self.url(path)).call().unwrap();
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
@@ -75,6 +81,22 @@ impl Client {
 
     pub(super) fn get_json(&self, path: &str) -> Value {
         serde_json::from_str(&self.get(path).1).unwrap()
+    }
+
+    /// The listener for administration, as a client of its own sees it.
+    pub(super) fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.server.admin_address().unwrap())
+    }
+
+    /// Status and body of a request with a key to any address.
+    pub(super) fn with_key(&self, url: &str, key: &str, body: Option<&Value>) -> (u16, String) {
+        let header = format!("Bearer {key}");
+        let answer = match body {
+            Some(body) => self.agent.post(url).header("authorization", header).send(body.to_string()),
+            None => self.agent.get(url).header("authorization", header).call(),
+        };
+        let mut answer = answer.unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     }
 
     pub(super) fn connect(&self) -> TcpStream {

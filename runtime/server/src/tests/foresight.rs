@@ -3,6 +3,8 @@
 use fsq_calibrate::gates::Confidence;
 use fsq_calibrate::metrics::Outcome;
 use fsq_calibrate::recalibration::{Family, RecalibrationMap, RecalibrationMaps};
+use fsq_calibrate::stored::StoredThreshold;
+use fsq_calibrate::threshold::ActThreshold;
 use serde_json::{Value, json};
 
 use super::client::{Client, client, serve};
@@ -91,6 +93,61 @@ fn a_policy_is_chosen_by_where_its_estimates_hold() {
     let (status, refusal) = client.post(PATH, &ask("chess"));
     assert_eq!(status, 400);
     assert!(refusal.to_string().contains("searches, sums"), "{refusal}");
+    client.stop();
+}
+
+#[test]
+fn the_threshold_of_the_file_says_when_not_to_act() {
+    let identity = RecalibrationMap::identity();
+    let found = ActThreshold { threshold: 0.7, n: 90, n_followed: 40, n_failed: 1 };
+    let serve = |found: Option<ActThreshold>, environment: Option<&str>| {
+        let mut policy = policy(ScriptedDecoder::new(Numbers::OneToken, script()));
+        let stored = StoredThreshold::of(found, 90, 0.1, 0.05, &identity);
+        policy.facts.thresholds.insert(environment.map(str::to_owned), stored);
+        policy.facts.confidence_in.insert("sums".to_owned(), Confidence::Usable);
+        let watch = std::sync::Arc::clone(&policy.decoder.watch);
+        Client::new(Server::start(policy, Options::loopback(0)).unwrap(), watch)
+    };
+    let ask = json!({"state": "state", "plans": 16, "seed": 3});
+    let client = serve(Some(found), None);
+    let answer = client.ask(PATH, &ask);
+    let abstain = |action: &str| plans(&answer).iter().find(|it| it["action"] == action).unwrap()["abstain"].clone();
+    assert_eq!((abstain("a"), abstain("b")), (json!(true), json!(false)), "25 % and 75 % against 70 %");
+    assert!(answer["chosen"].is_u64() && answer["threshold"]["estimate_min"] == 0.7, "{answer}");
+    let chat = json!({"messages": [{"role": "user", "content": "state"}], "seed": 3, "n": 8});
+    let answer = client.ask("/v1/chat/completions", &chat);
+    let read: Vec<&Value> = answer["choices"].as_array().unwrap().iter().map(|it| &it["fsq"]).collect();
+    for it in read.iter().filter(|it| !it["estimate"].is_null()) {
+        assert_eq!(it["abstain"], json!(it["estimate"].as_f64().unwrap() < 0.7), "{it}");
+    }
+    client.stop();
+    for (found, environment) in [(None, None), (Some(ActThreshold { threshold: 0.8, ..found }), Some("sums"))] {
+        let client = serve(found, environment);
+        let mut ask = ask.clone();
+        ask["environment"] = json!(environment);
+        let answer = client.ask(PATH, &ask);
+        assert!(answer["chosen"].is_null(), "{answer}");
+        assert!(answer["reason"].as_str().unwrap().contains("better not to act"), "{answer}");
+        client.stop();
+    }
+}
+
+#[test]
+fn a_map_that_knows_an_interval_shows_it() {
+    let row = |it: u64| Outcome::new([0.25, 0.75][(it % 2) as usize], it % 8 < 2, it).unwrap();
+    let outcomes: Vec<Outcome> = (0..400).map(row).collect();
+    let map = RecalibrationMap::fit_family(Family::VennAbers, &outcomes).unwrap();
+    let mut policy = policy(ScriptedDecoder::new(Numbers::OneToken, script()));
+    policy.recalibration = RecalibrationMaps::overall(map);
+    let watch = std::sync::Arc::clone(&policy.decoder.watch);
+    let client = Client::new(Server::start(policy, Options::loopback(0)).unwrap(), watch);
+    let answer = client.ask(PATH, &json!({"state": "state", "plans": 8, "seed": 1}));
+    for it in plans(&answer).iter().filter(|it| !it["estimate"].is_null()) {
+        let end = |name: &str| it["estimate_interval"][name].as_f64().unwrap();
+        let estimate = it["estimate"].as_f64().unwrap();
+        assert!(end("low") <= estimate && estimate <= end("high") && end("low") < end("high"), "{it}");
+        assert!(it["abstain"].is_null(), "the file has no threshold");
+    }
     client.stop();
 }
 

@@ -47,7 +47,7 @@ fn wrong_fields_are_named() {
         (json!({"messages": user, "stream": "yes"}), "invalid_value", "stream"),
         (json!({"messages": user, "stream_options": {}}), "conflicting_fields", "stream_options"),
         (json!({"messages": user, "top_logprobs": 3}), "conflicting_fields", "top_logprobs"),
-        (json!({"messages": user, "tools": [{}]}), "unsupported_value", "tools"),
+        (json!({"messages": user, "tools": [{}]}), "invalid_value", "tools[0].function"),
         (json!({"messages": user, "presence_penalty": 2.5}), "invalid_value", "presence_penalty"),
         (json!({"messages": user, "logit_bias": {"-1": 5}}), "invalid_value", "logit_bias"),
         (json!({"messages": user, "logit_bias": {"5": 101}}), "invalid_value", "logit_bias"),

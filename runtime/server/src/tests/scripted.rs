@@ -12,8 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{Policy, PolicyFacts};
 
-const TEMPLATE: &str = "<|bos|>{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>\
-    {{ message['content'] }}<|end|>{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}\
+const TEMPLATE: &str = "<|bos|>{% if tools %}<tool_call> {{ tools | tojson }}{% endif %}{% for message in messages %}\
+    {% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}\
+    {% for call in message.tool_calls %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|end|>\
+    {% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}\
     {% if add_generation_prompt %}<|assistant|>{% endif %}";
 
 /// Logits of what the script does not say.
@@ -83,9 +85,19 @@ pub(super) fn script() -> Script {
     ];
     let unsure = vec![(2.0, plan("a", 50)), (1.0, "no idea".to_string())];
     let greeting = vec![(1.0, "Grüße, wörld! STOP here".to_string())];
+    let call = "One moment.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"unit\": \"C\"}}\n\
+                </tool_call>";
+    let weather = vec![(1.0, call.to_string())];
     let babble = vec![(1.0, "1".to_string()), (1.0, "2".to_string()), (3.0, "x".repeat(400))];
     let broken = vec![(1.0, "<imaginary>never".to_string())];
-    HashMap::from([("state", plans), ("unsure", unsure), ("hello", greeting), ("babble", babble), ("broken", broken)])
+    HashMap::from([
+        ("state", plans),
+        ("unsure", unsure),
+        ("hello", greeting),
+        ("weather", weather),
+        ("babble", babble),
+        ("broken", broken),
+    ])
 }
 
 /// What tests look at from outside.
@@ -184,6 +196,12 @@ impl Decode for ScriptedDecoder {
         let tokens = self.sequences.get(&sequence).ok_or(ModelError::UnknownSequence { sequence })?;
         Ok(self.open(tokens.clone()))
     }
+    fn share(&mut self, from: SequenceId, to: SequenceId, len: usize) -> Result<(), ModelError> {
+        let tokens = self.sequences.get(&from).ok_or(ModelError::UnknownSequence { sequence: from })?;
+        let tokens = tokens[..len].to_vec();
+        *self.sequences.get_mut(&to).ok_or(ModelError::UnknownSequence { sequence: to })? = tokens;
+        Ok(())
+    }
     fn close(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
         self.watch.n_open.store(self.sequences.len(), Ordering::SeqCst);
@@ -225,7 +243,8 @@ pub(super) fn policy(decoder: ScriptedDecoder) -> Policy<ScriptedDecoder> {
     let tokenizer = tokenizer(Numbers::OneToken);
     let tokenizer = if tokenizer.vocab() > decoder.vocab() { self::tokenizer(Numbers::Bytes) } else { tokenizer };
     let (name, digest) = ("scripted".into(), "0123".into());
-    let facts = PolicyFacts { name, digest, confidence: None, confidence_in: BTreeMap::new(), gate: None };
+    let (confidence_in, thresholds) = (BTreeMap::new(), BTreeMap::new());
+    let facts = PolicyFacts { name, digest, confidence: None, confidence_in, gate: None, thresholds };
     let recalibration = RecalibrationMaps::overall(RecalibrationMap::identity());
     Policy { decoder, tokenizer, template: template(), recalibration, facts }
 }

@@ -55,6 +55,9 @@ pub struct RlConfig {
     /// What trains the confidence token.
     #[serde(default)]
     pub confidence: ConfidenceSignal,
+    /// Whether three alarmed steps in a row end the stage at its last healthy adapter; else they are only recorded.
+    #[serde(default = "yes")]
+    pub alarms_end: bool,
     /// When to sound an alarm.
     pub limits: HealthLimits,
 }
@@ -98,6 +101,10 @@ pub enum ConfidenceSignal {
     Brier,
     /// Its span's advantage in sampled episodes, as for every other token; `q` is then the level that was written.
     Reward,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl RlConfig {
