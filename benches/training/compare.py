@@ -129,7 +129,8 @@ def with_fsq(fsq, asked, folder):
 def measure(fsq, shape, arguments, folder):
     checkpoint = folder / shape
     if not checkpoint.exists():
-        make_checkpoint(shape, checkpoint)
+        # A child begins with its parent's largest resident set, which is why this process stays small.
+        subprocess.run([sys.executable, __file__, "--make", shape, "--folder", folder], check=True)
     base = {"shape": shape, "checkpoint": str(checkpoint), "batch": arguments.batch, "length": arguments.length,
             "steps": arguments.steps, "rank": arguments.rank, "threads": arguments.threads,
             "checkpointing": arguments.checkpointing, "out": str(folder / "torch-adapter")}
@@ -165,7 +166,10 @@ def main():
     parser.add_argument("--torch-dtypes", default="float32")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker")
+    parser.add_argument("--make")
     arguments = parser.parse_args()
+    if arguments.make:
+        return make_checkpoint(arguments.make, arguments.folder / arguments.make)
     if arguments.worker:
         return torch_worker(json.loads(arguments.worker))
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ use super::report::{Confidence, Flips, GateResult, Report, Verdict};
 use super::sequence::Look;
 use super::verdict::{Evidence, decide};
 use super::{EpisodeRecord, Evaluation, GateError, GateProfile};
-use crate::intervals::{Interval, accelerated, mcnemar_exact, percentile, tango};
+use crate::intervals::{Interval, accelerated, mcnemar_exact, percentile, student, tango};
 use crate::metrics::{Metrics, Outcome};
 use crate::recalibration::RecalibrationMap;
 
@@ -299,13 +299,19 @@ fn answer(question: &Question<'_>, mut values: Resampled, once: &[u32], look: &L
     let (n, resamples, confidence) = (question.n, values.resamples, look.confidence());
     let harm = (question.harm)(once);
     let shape = shape(once.len(), &question.harm);
+    let error = deviation(&values.harm);
     let mut evidence = Evidence {
         n,
         n_min: question.n_min,
         harm,
-        deviation: deviation(&values.harm).map(|it| it * (n as f64).sqrt()),
-        interval: harm
-            .and_then(|it| accelerated(&mut values.harm, resamples, confidence, it, shape.acceleration, shape.freedom)),
+        deviation: error.map(|it| it * (n as f64).sqrt()),
+        interval: harm.zip(error).and_then(|(harm, error)| {
+            let (skew, freedom) = (shape.acceleration, shape.freedom);
+            let skewed = accelerated(&mut values.harm, resamples, confidence, harm, skew, freedom)?;
+            let half = student(freedom, confidence)? * error;
+            // The skewness is measured too, and where little carries all of a harm it is measured badly.
+            Some(Interval { low: skewed.low.min(harm - half), high: skewed.high.max(harm + half) })
+        }),
     };
     if question.id == "G1" && n > 0 {
         // The score interval knows that a task which did not flip here may flip elsewhere.

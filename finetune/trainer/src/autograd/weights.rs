@@ -51,28 +51,40 @@ impl Coded {
     }
 }
 
+/// Decodes some rows of matrices that lie one below another.
+fn decode(stack: &[Coded], rows: &Range<usize>, columns: usize, mut weights: &mut [f32]) {
+    let mut start = 0;
+    for coded in stack {
+        let end = start + coded.rows();
+        let (from, to) = (rows.start.max(start), rows.end.min(end));
+        if from < to {
+            let (here, rest) = weights.split_at_mut((to - from) * columns);
+            coded.decode(from - start, here);
+            weights = rest;
+        }
+        start = end;
+    }
+}
+
 impl Weights {
     /// Some rows, `[rows, columns]`.
     pub(crate) fn rows(&self, columns: usize, rows: Range<usize>) -> Cow<'_, [f32]> {
         let places = rows.start * columns..rows.end * columns;
-        let coded = match self {
-            Self::F32(values) => return Cow::Borrowed(&values[places]),
-            Self::BF16(values) => return Cow::Owned(values[places].to_f32_vec()),
-            Self::Coded(coded) => coded,
-        };
-        let mut weights = vec![0.0; places.len()];
-        let (mut start, mut left) = (0, &mut weights[..]);
-        for coded in coded {
-            let end = start + coded.rows();
-            let (from, to) = (rows.start.max(start), rows.end.min(end));
-            if from < to {
-                let (here, rest) = left.split_at_mut((to - from) * columns);
-                coded.decode(from - start, here);
-                left = rest;
+        match self {
+            Self::F32(values) => Cow::Borrowed(&values[places]),
+            Self::BF16(values) => {
+                let mut weights = vec![0.0; places.len()];
+                let pieces = weights.par_chunks_mut(DECODED_ROWS * columns);
+                let widened = pieces.zip(values[places].par_chunks(DECODED_ROWS * columns));
+                widened.for_each(|(weights, values)| values.convert_to_f32_slice(weights));
+                Cow::Owned(weights)
             }
-            start = end;
+            Self::Coded(coded) => {
+                let mut weights = vec![0.0; places.len()];
+                decode(coded, &rows, columns, &mut weights);
+                Cow::Owned(weights)
+            }
         }
-        Cow::Owned(weights)
     }
 
     /// All of them.
