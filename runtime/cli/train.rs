@@ -143,7 +143,7 @@ fn read_recipe(path: &Path, settings: &[String]) -> anyhow::Result<Recipe> {
     })?)
 }
 
-/// Runs one stage in a folder and returns where its merged checkpoint lies. `own` is the run's own world, if it has one.
+/// Runs one stage in a folder and returns where its merged checkpoint lies. `own` is the run's own world, if any.
 pub(crate) fn run_stage(
     stage: Stage,
     recipe: &Recipe,

@@ -210,7 +210,7 @@ fn stages_train_in_it_beside_other_worlds() {
          [fe-sft]\nmaterial = {{ tagged = [0, 0] }}\nbatch_tokens = 300\nmix = [0.0, 0.0]\n{lora}\
          further = {{ own = {{ traces = 4 }}, dagmath = {{ traces = 2 }}, slipgrid = {{ traces = 2 }} }}\n\
          [fc-rl]\ntasks = [0, 0]\ncalibration_tasks = [0, 0]\ngroup = 2\n{lora}context_tokens = 900\n\
-         further = {{ own = {{ tasks = 2, calibration_tasks = 2 }}, slipgrid = {{ tasks = 1, calibration_tasks = 1 }} }}\n\
+         further = {{ own = {{ tasks = 2, calibration_tasks = 2 }}, slipgrid = {{ tasks = 1 }} }}\n\
          confidence_weight = 1.0\nfidelity_weight = 0.5\nsignal_weight = 0.1\nformat_weight = 0.4\n\
          [fc-rl.limits]\nadherence_min = 0.0\nentropy_nats_min = 0.0\nlevel_mass_max = 1.0\n\
          stated_deviation_min = 0.0\nreward_deviation_ratio_min = 0.0\nsigned_gap_max = 1.0\nwindow_steps = 50\n\
