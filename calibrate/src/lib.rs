@@ -12,6 +12,7 @@
 //! | [`threshold`] | the estimate from which on to act, so that failures stay bounded |
 //! | [`stored`] | the same as a file carries it |
 //! | [`gates`] | paired judgement of a candidate against a reference; the only maker of [`gates::Passed`] |
+//! | [`crossed`] | intervals where training seeds and instances both are chance |
 //! | [`intervals`] | intervals for proportions, means and paired differences |
 //! | [`drift`] | whether probabilities still mean what they meant: audit, detector, refit and promotion |
 //! | [`alarms`] | signs that training is destroying the foresight it should calibrate |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alarms;
+pub mod crossed;
 pub mod divergence;
 pub mod drift;
 pub mod fidelity;

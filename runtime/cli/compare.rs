@@ -47,9 +47,10 @@ pub(crate) struct CompareArguments {
     /// At most so many windows
     #[arg(long, value_name = "N", requires = "text", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
-    /// Episodes of the reference in this environment instead of a text: what both state there is compared, too
+    /// Episodes of the reference in this environment instead of a text, and what both state there: countdown, dochop,
+    /// dagmath, slipgrid
     #[cfg(feature = "train")]
-    #[arg(long, value_enum, conflicts_with = "text")]
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours, conflicts_with = "text")]
     environment: Option<World>,
     /// Episodes
     #[cfg(feature = "train")]

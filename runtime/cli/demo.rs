@@ -2,7 +2,6 @@
 //!
 //! Every step leaves its result in a file under its own name, so a killed run goes on where it was.
 
-mod base;
 mod pipeline;
 mod serving;
 

@@ -13,23 +13,23 @@ use fsq_calibrate::intervals::{Interval, wilson};
 use fsq_calibrate::metrics::{Bootstrap, MetricIntervals, Metrics, Outcome as Forecast, intervals, reliability_curve};
 use fsq_calibrate::recalibration::{RecalibrationMap, RecalibrationMaps};
 use fsq_checkpoint::Adapter;
-use fsq_environments::{Countdown, DocHop, Environment, Harder, Split};
-use fsq_episodes::{Episode, Format, PlayOptions, Protocol, play, records};
+use fsq_environments::{AnyWorld, Environment, Harder, ProcessError, Split, in_world};
+use fsq_episodes::{Episode, EpisodeError, Format, PlayOptions, Protocol, play, records};
 use fsq_gguf::{Gguf, Value};
 use fsq_model::{AdapterId, ColumnSums, DecoderOptions, LoadedPolicy, Observing};
 use fsq_quantizer::{Importance, InputSquares};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Outcome;
+use crate::failure::{Outcome, Refusal};
 use crate::policy::{ADAPTER, Kv};
 use crate::progress::Progress;
 use crate::report::record::{EstimateMetrics, Measured, ReliabilityPoint, Row, StepFormat};
-use crate::{Globals, output};
+use crate::{Globals, environment, output};
 
 /// Episodes in one batch: enough to keep every kernel busy, few enough for a small machine's caches.
-const BATCH: usize = 96;
+pub(crate) const BATCH: usize = 96;
 /// Longest turn.
-const TURN_TOKENS_MAX: usize = 96;
+pub(crate) const TURN_TOKENS_MAX: usize = 96;
 /// Longest conversation.
 const CONTEXT_TOKENS: usize = 512;
 /// Bins of a reliability curve.
@@ -42,9 +42,9 @@ const CONFIDENCE: f64 = 0.95;
 pub(crate) struct EvalArguments {
     /// A GGUF file
     file: PathBuf,
-    /// The environment
-    #[arg(long, value_enum)]
-    environment: World,
+    /// The environment: countdown, dochop, dagmath, slipgrid, or a run file with a table [environment]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    environment: environment::Place,
     /// Episodes
     #[arg(long, short = 'n', default_value_t = 400)]
     episodes: usize,
@@ -63,6 +63,12 @@ pub(crate) struct EvalArguments {
     /// The policy writes plain actions, without foresight
     #[arg(long)]
     plain: bool,
+    /// Tokens of the longest conversation
+    #[arg(long, value_name = "N", default_value_t = CONTEXT_TOKENS)]
+    context: usize,
+    /// Tokens of the longest turn
+    #[arg(long, value_name = "N", default_value_t = TURN_TOKENS_MAX)]
+    turn_tokens: usize,
     /// Print so many episodes
     #[arg(long, default_value_t = 0)]
     show: usize,
@@ -83,13 +89,17 @@ enum Difficulty {
     Harder,
 }
 
-/// The environments by name.
+/// Our environments by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum World {
     /// Join three numbers until the goal is left
     Countdown,
     /// Follow relations through a corpus that only answers searches
     Dochop,
+    /// Work out a quantity that others define; the shipped base has not learnt it
+    Dagmath,
+    /// Fetch a key and reach a door on slippery ground; the shipped base has not learnt it
+    Slipgrid,
 }
 
 /// The splits by name.
@@ -101,14 +111,27 @@ pub(crate) enum Tasks {
 }
 
 impl World {
-    /// Both, in the order of reports.
+    /// Those that the shipped base has learnt, in the order of reports.
     pub(crate) const ALL: [Self; 2] = [Self::Countdown, Self::Dochop];
 
     /// As commands and reports name it.
     pub(crate) fn name(self) -> &'static str {
+        let [countdown, dochop, dagmath, slipgrid] = AnyWorld::NAMES;
         match self {
-            Self::Countdown => Countdown::NAME,
-            Self::Dochop => DocHop::NAME,
+            Self::Countdown => countdown,
+            Self::Dochop => dochop,
+            Self::Dagmath => dagmath,
+            Self::Slipgrid => slipgrid,
+        }
+    }
+
+    /// The world itself.
+    pub(crate) fn any(self) -> AnyWorld {
+        match self {
+            Self::Countdown => AnyWorld::Countdown,
+            Self::Dochop => AnyWorld::DocHop,
+            Self::Dagmath => AnyWorld::DagMath,
+            Self::Slipgrid => AnyWorld::SlipGrid,
         }
     }
 }
@@ -123,6 +146,30 @@ pub(crate) struct Plan {
     pub(crate) temperature: f32,
     pub(crate) format: Format,
     pub(crate) kv: Kv,
+}
+
+/// How to play in a world.
+struct How {
+    split: Split,
+    episodes: usize,
+    seed: u64,
+    temperature: f32,
+    format: Format,
+    turn_tokens_max: usize,
+}
+
+impl From<&Plan> for How {
+    fn from(plan: &Plan) -> Self {
+        let Plan { split, episodes, seed, temperature, format, .. } = *plan;
+        Self { split, episodes, seed, temperature, format, turn_tokens_max: TURN_TOKENS_MAX }
+    }
+}
+
+/// What was played, and why not all of it.
+struct Part {
+    played: Played,
+    episodes: Vec<Episode>,
+    error: Option<ProcessError>,
 }
 
 /// What was played, as the gates read it.
@@ -151,45 +198,54 @@ pub(crate) fn execute(globals: &Globals, arguments: &EvalArguments) -> anyhow::R
         Tasks::Calibration => Split::Calibration,
         Tasks::Test => Split::Test,
     };
-    let plan = Plan {
-        world: arguments.environment,
+    // Before minutes of play, not after: a user's own world starts, and the outcomes have a place.
+    let world = arguments.environment.open()?;
+    let draft = arguments.outcomes.as_deref().map(output::Draft::new).transpose()?;
+    let how = How {
         split,
         episodes: arguments.episodes,
         seed: arguments.seed,
         temperature: arguments.temperature,
         format: if arguments.plain { Format::Plain } else { Format::Foresight },
-        kv: arguments.kv,
+        turn_tokens_max: arguments.turn_tokens,
     };
-    // Before minutes of play, not after.
-    let draft = arguments.outcomes.as_deref().map(output::Draft::new).transpose()?;
     let progress = Progress::new();
-    progress.stage(format!("episodes in {}", plan.world.name()), plan.episodes as u64);
-    let mut policy = load(&arguments.file, globals.threads(), plan.kv)?;
+    progress.stage(format!("episodes in {}", world.name()), how.episodes as u64);
+    let mut policy = load_for(&arguments.file, globals.threads(), arguments.kv, arguments.context)?;
     let mut watch = |it| progress.set(it as u64);
-    let (played, episodes) = match arguments.difficulty {
-        Difficulty::Trained => play_policy(&mut policy, None, &plan, 0, &mut watch)?,
-        Difficulty::Harder => play_harder(&mut policy, &plan, &mut watch)?,
-    };
+    let part = match arguments.difficulty {
+        Difficulty::Trained => in_world!(&world, it => play_in(it, &mut policy, None, &how, 0, &mut watch)),
+        Difficulty::Harder => in_world!(&world, it => play_in(&Harder(it), &mut policy, None, &how, 0, &mut watch)),
+    }?;
     progress.finish();
+    let Part { played, episodes, error } = part;
     if let Some(draft) = draft {
         outcomes::write(draft, &played, &episodes)?;
     }
     for episode in episodes.iter().take(arguments.show) {
         show(episode);
     }
-    let name = arguments.file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
-    let maps = maps_of(&Gguf::open(&arguments.file)?)?;
+    if !episodes.is_empty() {
+        tell(globals, &arguments.file, &played, &episodes)?;
+    }
+    match error {
+        None => Ok(Outcome::Done),
+        Some(error) => {
+            let finished = format!("{} of {} episodes were finished and are counted", episodes.len(), how.episodes);
+            Err(anyhow::Error::from(error).context(finished))
+        }
+    }
+}
+
+fn tell(globals: &Globals, file: &Path, played: &Played, episodes: &[Episode]) -> anyhow::Result<()> {
+    let name = file.file_stem().map_or_else(String::new, |it| it.to_string_lossy().into_owned());
+    let maps = maps_of(&Gguf::open(file)?)?;
     let map = maps.as_ref().map(|it| it.of(Some(&played.environment)));
-    let row = row(&name, &played, map, std::fs::metadata(&arguments.file).ok().map(|it| it.len()));
+    let row = row(&name, played, map, std::fs::metadata(file).ok().map(|it| it.len()));
     let found: Vec<&Episode> = episodes.iter().filter(|it| it.found_all).collect();
     let right = found.iter().filter(|it| it.success).count();
     let evaluated = Evaluated { row, success_when_found: share(right as u64, found.len() as u64) };
-    if globals.json {
-        output::print_json(&evaluated)?
-    } else {
-        output::print(&text(&evaluated))?
-    }
-    Ok(Outcome::Done)
+    if globals.json { output::print_json(&evaluated) } else { output::print(&text(&evaluated)) }
 }
 
 fn show(episode: &Episode) {
@@ -276,19 +332,21 @@ pub(crate) fn importance_of(sums: &BTreeMap<String, ColumnSums>) -> Importance {
 
 /// How many different tasks a plan has: a world may have fewer than there are episodes, and repeats them then.
 pub(crate) fn n_distinct_tasks(plan: &Plan) -> usize {
-    fn in_world<E: Environment>(world: &E, plan: &Plan) -> usize {
+    fn of_world<E: Environment>(world: &E, plan: &Plan) -> usize {
         let tasks = world.tasks(plan.split, plan.seed, plan.episodes);
         tasks.iter().map(|it| world.task_id(it)).collect::<BTreeSet<u64>>().len()
     }
-    match plan.world {
-        World::Countdown => in_world(&Countdown, plan),
-        World::Dochop => in_world(&DocHop, plan),
-    }
+    in_world!(&plan.world.any(), it => of_world(it, plan))
 }
 
-fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
+/// Loads a file's policy to be played in batches, with conversations of the usual length.
+pub(crate) fn load(file: &Path, threads: usize, kv: Kv) -> anyhow::Result<LoadedPolicy> {
+    load_for(file, threads, kv, CONTEXT_TOKENS)
+}
+
+fn load_for(file: &Path, threads: usize, kv: Kv, context_tokens: usize) -> anyhow::Result<LoadedPolicy> {
     let gguf = Gguf::open(file)?;
-    let options = DecoderOptions { threads, context_tokens: CONTEXT_TOKENS, kv: kv.into(), max_sequences: 2 * BATCH };
+    let options = DecoderOptions { threads, context_tokens, kv: kv.into(), max_sequences: 2 * BATCH };
     LoadedPolicy::load(&gguf, options).with_context(|| file.display().to_string())
 }
 
@@ -299,55 +357,55 @@ fn play_policy(
     n_played: usize,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Played, Vec<Episode>)> {
-    match plan.world {
-        World::Countdown => play_in(&Countdown, policy, adapter, plan, n_played, progress),
-        World::Dochop => play_in(&DocHop, policy, adapter, plan, n_played, progress),
-    }
+    let part = in_world!(&plan.world.any(), it => play_in(it, policy, adapter, &plan.into(), n_played, progress))?;
+    Ok((part.played, part.episodes))
 }
 
-fn play_harder(
-    policy: &mut LoadedPolicy,
-    plan: &Plan,
-    progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<(Played, Vec<Episode>)> {
-    match plan.world {
-        World::Countdown => play_in(&Harder(Countdown), policy, None, plan, 0, progress),
-        World::Dochop => play_in(&Harder(DocHop), policy, None, plan, 0, progress),
-    }
-}
-
+/// Plays in a world. One that cannot go on leaves what was finished.
 fn play_in<E: Environment>(
     world: &E,
     policy: &mut LoadedPolicy,
     adapter: Option<AdapterId>,
-    plan: &Plan,
+    how: &How,
     n_played: usize,
     progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<(Played, Vec<Episode>)> {
-    let tasks = world.tasks(plan.split, plan.seed, plan.episodes).split_off(n_played.min(plan.episodes));
+) -> anyhow::Result<Part> {
+    let mut tasks = world.tasks(how.split, how.seed, how.episodes);
+    world.check()?;
+    if tasks.is_empty() && how.episodes > 0 {
+        let split = format!("{:?}", how.split).to_lowercase();
+        return Err(Refusal::new(format!("environment `{}`: expected tasks, found none for {split}", world.name()))
+            .hint("other splits and difficulties may have some: --split, --difficulty")
+            .into());
+    }
+    let tasks = tasks.split_off(n_played.min(tasks.len()));
     let options = PlayOptions {
-        format: plan.format,
-        temperature: plan.temperature,
-        seed: plan.seed,
-        turn_tokens_max: TURN_TOKENS_MAX,
+        format: how.format,
+        temperature: how.temperature,
+        seed: how.seed,
+        turn_tokens_max: how.turn_tokens_max,
         batch: BATCH,
         adapter,
     };
     let LoadedPolicy { decoder, tokenizer, template } = policy;
     let protocol = Protocol::new(tokenizer, template);
     let begun = Instant::now();
-    let episodes = play(world, &tasks, decoder, &protocol, &options, progress)?;
+    let (episodes, error) = match play(world, &tasks, decoder, &protocol, &options, progress) {
+        Ok(episodes) => (episodes, None),
+        Err(EpisodeError::Environment(it)) => (it.finished, Some(it.error)),
+        Err(error) => return Err(error.into()),
+    };
     let tokens: usize = episodes.iter().flat_map(|it| &it.steps).map(|it| it.tokens.len()).sum();
     #[expect(clippy::cast_precision_loss, reason = "a rate to three digits")]
     let tokens_per_s = tokens as f64 / begun.elapsed().as_secs_f64();
     let played = Played {
-        environment: E::NAME.into(),
-        plain: plan.format == Format::Plain,
-        horizon: E::HORIZON,
-        records: records(&episodes, plan.format, E::HORIZON),
+        environment: world.name().to_string(),
+        plain: how.format == Format::Plain,
+        horizon: world.horizon(),
+        records: records(&episodes, how.format, world.horizon()),
         tokens_per_s,
     };
-    Ok((played, episodes))
+    Ok(Part { played, episodes, error })
 }
 
 /// The forecasts of some records: what was stated, or its estimate under a map.

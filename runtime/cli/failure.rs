@@ -169,7 +169,11 @@ fn is_input_error(cause: &(dyn Error + 'static)) -> bool {
     }
     #[cfg(feature = "train")]
     {
-        use fsq_trainer::TrainError;
+        use fsq_environments::{OpenError, ProcessError};
+        use fsq_trainer::{RecipeError, TrainError};
+        if cause.is::<OpenError>() || cause.is::<ProcessError>() || cause.is::<RecipeError>() {
+            return true;
+        }
         match cause.downcast_ref() {
             Some(TrainError::Graph(_) | TrainError::NotFinite { .. } | TrainError::NoGradient(_)) | None => {}
             Some(_) => return true,

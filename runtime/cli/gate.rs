@@ -24,8 +24,8 @@ pub(crate) struct GateArguments {
     /// The file it must not be worse than
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
-    /// An environment to play in; all of them if none is named
-    #[arg(long, value_enum)]
+    /// An environment to play in: countdown, dochop, dagmath, slipgrid; the first two if none is named
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each environment [default: as many as the profile wants, or twice that with --sequential]
     #[arg(long, short = 'n')]

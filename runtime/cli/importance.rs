@@ -29,8 +29,8 @@ const CONTEXT_WEIGHT: f32 = 0.25;
 pub(crate) struct ImportanceArguments {
     /// A GGUF file, best of 16 bits
     file: PathBuf,
-    /// Episodes in this environment; several are observed one after another
-    #[arg(long, value_enum)]
+    /// Episodes in this environment: countdown, dochop, dagmath, slipgrid; several are observed one after another
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each
     #[arg(long, short = 'n', default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=100_000))]

@@ -1,5 +1,7 @@
 //! The `fsq` command: reads arguments, joins the crates, and decides exit codes.
 
+#[cfg(feature = "train")]
+mod base;
 mod bench;
 mod calibrate;
 #[cfg(feature = "serve")]
@@ -10,6 +12,8 @@ mod data;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod devices;
+#[cfg(feature = "train")]
+mod environment;
 #[cfg(feature = "train")]
 mod evaluate;
 mod failure;
@@ -30,6 +34,8 @@ mod sampling;
 mod serve;
 #[cfg(feature = "train")]
 mod stamp;
+#[cfg(feature = "train")]
+mod study;
 #[cfg(feature = "train")]
 mod train;
 
@@ -117,9 +123,15 @@ enum Command {
     /// Train a stage, or all stages of a run file
     #[cfg(feature = "train")]
     Train(train::TrainArguments),
+    /// Run a registered study arm by arm, and judge what it predicted
+    #[cfg(feature = "train")]
+    Study(study::StudyArguments),
     /// Check and preview records to train on
     #[cfg(feature = "train")]
     Data(data::DataArguments),
+    /// Look at a user's own environment before a policy plays in it
+    #[cfg(feature = "train")]
+    Environment(environment::EnvironmentArguments),
     /// Play a file's policy in an environment and measure its foresight
     #[cfg(feature = "train")]
     Eval(evaluate::EvalArguments),
@@ -186,7 +198,11 @@ fn execute(arguments: &Arguments) -> anyhow::Result<Outcome> {
         #[cfg(feature = "train")]
         Command::Train(it) => train::execute(globals, it),
         #[cfg(feature = "train")]
+        Command::Study(it) => study::execute(globals, it),
+        #[cfg(feature = "train")]
         Command::Data(it) => data::execute(globals, it),
+        #[cfg(feature = "train")]
+        Command::Environment(it) => environment::execute(globals, it),
         #[cfg(feature = "train")]
         Command::Eval(it) => evaluate::execute(globals, it),
         Command::Devices => devices::execute(globals),

@@ -8,6 +8,8 @@ pub(crate) mod record;
 #[cfg(test)]
 mod sample;
 mod scope;
+#[cfg(feature = "train")]
+pub(crate) mod study;
 mod summary;
 mod table;
 mod training;

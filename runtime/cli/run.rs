@@ -13,9 +13,6 @@ use crate::failure::{Outcome, Refusal};
 use crate::sampling::SamplingArguments;
 use crate::{Globals, output, policy};
 
-/// Tokens of one forward pass while the prompt is read in.
-const BATCH_TOKENS: usize = 512;
-
 /// Arguments of `fsq run`.
 #[derive(Args)]
 pub(crate) struct RunArguments {
@@ -92,7 +89,7 @@ fn prompt(tokenizer: &Tokenizer, arguments: &RunArguments) -> Vec<TokenId> {
 
 /// Generates, and shows the text as it comes if asked to.
 fn generate(decoder: Decoder<Cpu>, tokenizer: &Tokenizer, request: Request, show: bool) -> anyhow::Result<Document> {
-    let mut engine = Engine::new(decoder, EngineOptions { running_max: 1, batch_tokens_max: BATCH_TOKENS });
+    let mut engine = Engine::new(decoder, EngineOptions::new(1));
     let prompt_token_ids = request.prompt.clone();
     engine.submit(request)?;
     let (mut token_ids, mut reason) = (Vec::new(), Finish::Length);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use fsq_checkpoint::Checkpoint;
+use fsq_environments::AnyWorld;
 use fsq_trainer::stages::run::{Report, StageRun};
 use fsq_trainer::stages::{base, fc_rl, sft, text};
 use fsq_trainer::{Recipe, RecipeError};
@@ -104,6 +105,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &TrainArguments) -> anyhow::
         Some(stage) => vec![stage],
         None => Stage::IN_ORDER.into_iter().filter(|it| it.is_in(&recipe)).collect(),
     };
+    let place = arguments.recipe.parent().unwrap_or(Path::new(""));
+    let own = recipe.environment.as_ref().map(|it| it.open(place)).transpose()?;
     output::make_folder(out)?;
     let progress = Progress::new();
     let mut from = arguments.from.clone();
@@ -117,7 +120,8 @@ pub(crate) fn execute(globals: &Globals, arguments: &TrainArguments) -> anyhow::
                 return Err(refusal.hint("name it with --from DIR").into());
             }
         };
-        from = Some(run_stage(stage, &recipe, start.as_ref(), &folder, globals.threads(), &progress)?);
+        let own = own.as_ref();
+        from = Some(run_stage(stage, &recipe, own, start.as_ref(), &folder, globals.threads(), &progress)?);
     }
     progress.finish();
     if let Some(last) = from {
@@ -139,16 +143,20 @@ fn read_recipe(path: &Path, settings: &[String]) -> anyhow::Result<Recipe> {
     })?)
 }
 
-/// Runs one stage in a folder and returns where its merged checkpoint lies.
+/// Runs one stage in a folder and returns where its merged checkpoint lies. `own` is the run's own world, if it has one.
 pub(crate) fn run_stage(
     stage: Stage,
     recipe: &Recipe,
+    own: Option<&AnyWorld>,
     from: Option<&Checkpoint>,
     folder: &Path,
     threads: usize,
     progress: &Progress,
 ) -> anyhow::Result<PathBuf> {
     let mut run = StageRun::open(folder)?;
+    if recipe.tensorboard {
+        run.write_events();
+    }
     let mut begun = false;
     let mut watch = |report: &Report| {
         if !begun {
@@ -163,7 +171,7 @@ pub(crate) fn run_stage(
     let missing = || Refusal::new(format!("the run file has no table [{}]", stage.folder()));
     match stage {
         Stage::Base => {
-            base::run(recipe.base.as_ref().ok_or_else(missing)?, &mut run, seed, threads, &mut watch)?;
+            base::run(recipe.base.as_ref().ok_or_else(missing)?, &mut run, own, seed, threads, &mut watch)?;
         }
         Stage::WmAmt | Stage::Control | Stage::FeSft => {
             let config = match stage {
@@ -171,13 +179,14 @@ pub(crate) fn run_stage(
                 Stage::Control => &recipe.control,
                 _ => &recipe.fe_sft,
             };
-            text::run(config.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;
+            text::run(config.as_ref().ok_or_else(missing)?, start()?, &mut run, own, seed, threads, &mut watch)?;
         }
         Stage::Sft => {
             sft::run(recipe.sft.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;
         }
         Stage::FcRl => {
-            fc_rl::run(recipe.fc_rl.as_ref().ok_or_else(missing)?, start()?, &mut run, seed, threads, &mut watch)?;
+            let config = recipe.fc_rl.as_ref().ok_or_else(missing)?;
+            fc_rl::run(config, start()?, &mut run, own, seed, threads, &mut watch)?;
         }
     }
     Ok(run.merged())

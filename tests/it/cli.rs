@@ -96,8 +96,8 @@ fn every_command_explains_itself() {
     let mut commands: Vec<&str> = of_commands.filter_map(|it| it.split(' ').next()).collect();
     commands.retain(|it| *it != "help");
     commands.sort_unstable();
-    let expected = "bench calibrate chat compare data demo devices eval gate importance inspect logits quantize report \
-                    run serve train";
+    let expected = "bench calibrate chat compare data demo devices environment eval gate importance inspect logits \
+                    quantize report run serve study train";
     assert_eq!(commands.join(" "), expected, "{help}");
     for command in commands {
         let own = fsq(&[command, "--help"]);

@@ -15,6 +15,8 @@ mod compare;
 #[cfg(all(feature = "train", feature = "serve"))]
 mod demo;
 mod docs;
+#[cfg(all(target_os = "linux", feature = "train"))]
+mod environments;
 #[cfg(unix)]
 #[path = "../fuzz/bodies.rs"]
 mod fuzz_bodies;
@@ -36,6 +38,8 @@ mod runtime;
 mod serving;
 #[cfg(feature = "train")]
 mod sft;
+#[cfg(feature = "train")]
+mod study;
 mod templates;
 mod tidy;
 mod tokenizers;

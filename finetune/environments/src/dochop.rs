@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use bm25::{Embedder, EmbedderBuilder, Embedding, Scorer, Tokenizer};
+use bm25::Tokenizer;
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +15,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::countdown::mixed;
+use crate::index::Index;
 use crate::{End, Environment, HarderTasks, IllegalAction, Skill, Split};
 
 /// The people of every universe; who relates to whom is drawn anew, so a name tells nothing by itself.
@@ -44,6 +45,8 @@ pub const RELATIONS: [Relation; 8] = [
     Relation { wordings: ["host", "landlord"], shares: [0.40, 0.05] },
 ];
 
+/// Words of a passage as it is indexed.
+const INDEXED_WORDS: f32 = 4.0;
 /// Passages that a search returns.
 const RESULTS: usize = 2;
 /// Questions asked of one universe before the next is drawn.
@@ -54,9 +57,6 @@ const HOPS: RangeInclusive<usize> = 1..=2;
 const HARDER_HOPS: RangeInclusive<usize> = 3..=3;
 /// Sets the universes of harder tasks apart from those that training may draw.
 const HARDER: u64 = 0x4a5d_e12b;
-/// BM25's saturation and length normalisation, as in the multi-hop search literature.
-const BM25_B: f32 = 0.4;
-const BM25_K1: f32 = 0.9;
 
 /// The world.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,8 +94,7 @@ pub struct Universe {
     /// `[person][relation]` → person.
     truth: Vec<[usize; RELATIONS.len()]>,
     passages: Vec<Passage>,
-    embedder: Embedder<u32, Words>,
-    scorer: Scorer<usize>,
+    index: Index<Words>,
 }
 
 impl Universe {
@@ -120,21 +119,13 @@ impl Universe {
         passages.shuffle(&mut rng);
         // The subject stands twice in the indexed text: it is the passage's title as well.
         let texts: Vec<String> = passages.iter().map(|it| format!("{} {}", NAMES[it.subject], it.text())).collect();
-        let embedder = EmbedderBuilder::<u32, Words>::with_avgdl(4.0).b(BM25_B).k1(BM25_K1).build();
-        let mut scorer = Scorer::<usize>::new();
-        for (index, text) in texts.iter().enumerate() {
-            scorer.upsert(&index, embedder.embed(text));
-        }
-        Self { seed, truth, passages, embedder, scorer }
+        let index = Index::new(texts.iter().map(String::as_str), INDEXED_WORDS);
+        Self { seed, truth, passages, index }
     }
 
     /// The best passages for some words, best first; ties go to the passage that was indexed first.
     fn search(&self, words: &str) -> Vec<usize> {
-        let query: Embedding<u32> = self.embedder.embed(words);
-        let mut scored: Vec<(usize, f32)> =
-            self.scorer.matches(&query).into_iter().map(|it| (it.id, it.score)).collect();
-        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        scored.into_iter().take(RESULTS).map(|it| it.0).collect()
+        self.index.search(words, RESULTS)
     }
 }
 

@@ -5,22 +5,26 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use crate::{End, Environment, IllegalAction, Skill, Split};
+use crate::{End, Environment, IllegalAction, ProcessError, Skill, Split};
 
 /// A world that has harder tasks.
 pub trait HarderTasks: Environment {
     /// Most steps that an episode of a harder task can have.
     const HARDER_STEPS_MAX: usize;
 
+    /// The same for this world.
+    fn harder_steps_max(&self) -> usize {
+        Self::HARDER_STEPS_MAX
+    }
     /// `count` harder tasks of a split; no policy is trained on any of them. The same arguments give the same tasks.
     fn harder_tasks(&self, split: Split, seed: u64, count: usize) -> Vec<Self::Task>;
 }
 
 /// The world with its harder tasks in the place of its tasks.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Harder<E>(pub E);
+#[derive(Clone, Copy, Debug)]
+pub struct Harder<'w, E>(pub &'w E);
 
-impl<E: HarderTasks> Environment for Harder<E> {
+impl<E: HarderTasks> Environment for Harder<'_, E> {
     type Task = E::Task;
     type State = E::State;
 
@@ -28,6 +32,22 @@ impl<E: HarderTasks> Environment for Harder<E> {
     const HORIZON: usize = E::HORIZON;
     const STEPS_MAX: usize = E::HARDER_STEPS_MAX;
     const LOGGING: &'static [(Skill, f64)] = E::LOGGING;
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn horizon(&self) -> usize {
+        self.0.horizon()
+    }
+
+    fn steps_max(&self) -> usize {
+        self.0.harder_steps_max()
+    }
+
+    fn check(&self) -> Result<(), ProcessError> {
+        self.0.check()
+    }
 
     fn tasks(&self, split: Split, seed: u64, count: usize) -> Vec<E::Task> {
         self.0.harder_tasks(split, seed, count)
@@ -61,8 +81,26 @@ impl<E: HarderTasks> Environment for Harder<E> {
         self.0.logged_action(task, state, skill, rng)
     }
 
+    fn exact_success(&self, task: &E::Task, state: &E::State, action: &str, skill: Skill) -> Option<f64> {
+        self.0.exact_success(task, state, action, skill)
+    }
+
+    fn expected_future(&self, task: &E::Task, state: &E::State, action: &str) -> Option<Vec<(String, E::State)>> {
+        self.0.expected_future(task, state, action)
+    }
+
     fn lines(&self, task: &E::Task, now: &E::State, future: &[(String, E::State)]) -> Vec<String> {
         self.0.lines(task, now, future)
+    }
+
+    fn true_lines(
+        &self,
+        task: &E::Task,
+        now: &E::State,
+        future: &[(String, E::State)],
+        imagined: &[String],
+    ) -> Vec<String> {
+        self.0.true_lines(task, now, future, imagined)
     }
 
     fn summary(&self, task: &E::Task, now: &E::State, future: &[(String, E::State)]) -> (String, String) {
@@ -93,18 +131,18 @@ mod tests {
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
-    use crate::{Countdown, DocHop, play_logged, succeeded};
+    use crate::{Countdown, DagMath, DocHop, SlipGrid, play_logged, succeeded};
 
     fn ids<E: Environment>(world: &E, split: Split, count: usize) -> HashSet<u64> {
         world.tasks(split, 3, count).iter().map(|it| world.task_id(it)).collect()
     }
 
-    fn are_new_and_can_be_solved<E: HarderTasks + Copy>(world: E) {
+    fn are_new_and_can_be_solved<E: HarderTasks>(world: &E) {
         let harder = Harder(world);
         let [calibration, test] = [Split::Calibration, Split::Test].map(|it| ids(&harder, it, 600));
         assert!(test.len() >= 590 && calibration.is_disjoint(&test), "{}: {}", E::NAME, test.len());
         for split in [Split::Train, Split::Calibration, Split::Test] {
-            assert!(test.is_disjoint(&ids(&world, split, 2_000)), "{}", E::NAME);
+            assert!(test.is_disjoint(&ids(world, split, 2_000)), "{}", E::NAME);
         }
         let tasks = harder.tasks(Split::Test, 3, 300);
         let again = harder.tasks(Split::Test, 3, 300);
@@ -120,13 +158,15 @@ mod tests {
 
     #[test]
     fn harder_tasks_are_new_and_can_be_solved() {
-        are_new_and_can_be_solved(Countdown);
-        are_new_and_can_be_solved(DocHop);
+        are_new_and_can_be_solved(&Countdown);
+        are_new_and_can_be_solved(&DocHop);
+        are_new_and_can_be_solved(&DagMath);
+        are_new_and_can_be_solved(&SlipGrid);
     }
 
     #[test]
     fn harder_tasks_are_harder() {
-        let larger = Harder(Countdown).tasks(Split::Test, 1, 200);
+        let larger = Harder(&Countdown).tasks(Split::Test, 1, 200);
         assert!(larger.iter().all(|it| it.numbers.iter().any(|it| *it > 12)));
         assert!(DocHop.harder_tasks(Split::Test, 1, 50).iter().all(|it| DocHop.difficulty(it) == "3 hops"));
     }

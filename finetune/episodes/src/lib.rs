@@ -8,7 +8,7 @@ mod protocol;
 mod record;
 mod stated;
 
-pub use play::{PlayOptions, play};
+pub use play::{PlayOptions, play, play_from};
 pub use protocol::Protocol;
 pub use record::{Episode, Format, PlayedStep, evaluation, records};
 pub use stated::GridAnswers;
@@ -22,4 +22,16 @@ pub enum EpisodeError {
     /// The chat template does not let a conversation grow turn by turn.
     #[error("chat template: {0}")]
     Template(String),
+    /// The environment cannot go on.
+    #[error("{}", .0.error)]
+    Environment(Box<Interrupted>),
+}
+
+/// What is left of a play in an environment that could not go on.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// Why not.
+    pub error: fsq_environments::ProcessError,
+    /// The episodes that had ended before, in the order of their tasks.
+    pub finished: Vec<Episode>,
 }

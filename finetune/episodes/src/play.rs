@@ -8,7 +8,7 @@ use fsq_model::{
     AdapterId, Decode, Engine, EngineEvent, EngineOptions, Request, RequestId, Sampling, SequenceId, TokenId,
 };
 
-use crate::{Episode, EpisodeError, Format, GridAnswers, PlayedStep, Protocol};
+use crate::{Episode, EpisodeError, Format, GridAnswers, Interrupted, PlayedStep, Protocol};
 
 /// Tokens of one forward pass while prompts are read in.
 const BATCH_TOKENS: usize = 1024;
@@ -45,7 +45,7 @@ struct Live<S> {
 /// A malformed or illegal step ends its episode without success.
 ///
 /// # Errors
-/// When the runtime or the template refuses.
+/// When the runtime or the template refuses, or the environment cannot go on; what was finished is then in the error.
 pub fn play<E: Environment, D: Decode>(
     world: &E,
     tasks: &[E::Task],
@@ -54,41 +54,84 @@ pub fn play<E: Environment, D: Decode>(
     options: &PlayOptions,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Episode>, EpisodeError> {
+    play_from(world, tasks, &[], decoder, protocol, options, progress)
+}
+
+/// Plays as [`play`] does a policy that is made to begin its turns as given: `openings[task][step]` are the first
+/// tokens of a turn, behind which it goes on by itself. Turns without an opening are its own.
+///
+/// # Errors
+/// As [`play`].
+pub fn play_from<E: Environment, D: Decode>(
+    world: &E,
+    tasks: &[E::Task],
+    openings: &[Vec<Vec<TokenId>>],
+    decoder: &mut D,
+    protocol: &Protocol<'_>,
+    options: &PlayOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Episode>, EpisodeError> {
     let answers = GridAnswers::new(protocol.tokenizer);
     // Reading what a policy states forks its sequence, so half of the room is kept free.
     let running_max = options.batch.min(decoder.max_sequences() / 2).max(1);
-    let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max: BATCH_TOKENS });
-    let mut player = Player { world, tasks, engine, protocol, options, answers, live: HashMap::new(), next: 0 };
-    let mut done: Vec<Option<Episode>> = tasks.iter().map(|_| None).collect();
-    let mut n_done = 0;
-    loop {
-        while player.live.len() < running_max && player.next < tasks.len() {
-            player.begin()?;
-        }
-        if player.live.is_empty() {
-            break;
-        }
-        for (index, episode) in player.step()? {
-            done[index] = Some(episode);
-            n_done += 1;
-        }
-        progress(n_done);
+    // Nobody waits for a token here, so passes are as long as they like.
+    let (batch_tokens_max, prompt_tokens_max) = (BATCH_TOKENS, BATCH_TOKENS);
+    let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max, prompt_tokens_max });
+    let done = tasks.iter().map(|_| None).collect();
+    let mut player =
+        Player { world, tasks, openings, engine, protocol, options, answers, live: HashMap::new(), next: 0, done };
+    match player.run(running_max, progress) {
+        Ok(()) => Ok(player.done.into_iter().flatten().collect()),
+        Err(error) => Err(player.interrupted(error)),
     }
-    Ok(done.into_iter().flatten().collect())
 }
 
 struct Player<'a, E: Environment, D: Decode> {
     world: &'a E,
     tasks: &'a [E::Task],
+    openings: &'a [Vec<Vec<TokenId>>],
     engine: Engine<&'a mut D>,
     protocol: &'a Protocol<'a>,
     options: &'a PlayOptions,
     answers: GridAnswers,
     live: HashMap<RequestId, Live<E::State>>,
     next: usize,
+    /// By task.
+    done: Vec<Option<Episode>>,
 }
 
 impl<E: Environment, D: Decode> Player<'_, E, D> {
+    fn run(&mut self, running_max: usize, progress: &mut dyn FnMut(usize)) -> Result<(), EpisodeError> {
+        self.check()?;
+        loop {
+            while self.live.len() < running_max && self.next < self.tasks.len() {
+                self.begin()?;
+            }
+            if self.live.is_empty() {
+                return Ok(());
+            }
+            self.step()?;
+            progress(self.done.iter().flatten().count());
+        }
+    }
+
+    /// Whether the world can still be asked.
+    fn check(&self) -> Result<(), EpisodeError> {
+        let interrupted = |error| EpisodeError::Environment(Box::new(Interrupted { error, finished: Vec::new() }));
+        self.world.check().map_err(interrupted)
+    }
+
+    /// Keeps what was finished where the environment is at fault.
+    fn interrupted(self, error: EpisodeError) -> EpisodeError {
+        match error {
+            EpisodeError::Environment(mut it) => {
+                it.finished = self.done.into_iter().flatten().collect();
+                EpisodeError::Environment(it)
+            }
+            other => other,
+        }
+    }
+
     /// Starts the next task's episode.
     fn begin(&mut self) -> Result<(), EpisodeError> {
         let (index, task) = (self.next, &self.tasks[self.next]);
@@ -110,7 +153,10 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
         self.submit(Live { index, sequence, states: vec![state.clone()], state, episode, turn })
     }
 
-    fn submit(&mut self, live: Live<E::State>) -> Result<(), EpisodeError> {
+    fn submit(&mut self, mut live: Live<E::State>) -> Result<(), EpisodeError> {
+        if let Some(opening) = self.openings.get(live.index).and_then(|it| it.get(live.episode.steps.len())) {
+            live.episode.tokens.extend(opening);
+        }
         // Every episode and turn draws from a stream of its own, so the batch's make-up changes nothing.
         let stream = (live.index as u64) << 8 | live.episode.steps.len() as u64;
         let seed = self.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -124,8 +170,8 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
         Ok(())
     }
 
-    /// One forward pass; returns the episodes that it ended.
-    fn step(&mut self) -> Result<Vec<(usize, Episode)>, EpisodeError> {
+    /// One forward pass.
+    fn step(&mut self) -> Result<(), EpisodeError> {
         let mut turned = Vec::new();
         for event in self.engine.step()? {
             match event {
@@ -146,11 +192,10 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
             self.parse(live);
         }
         self.read_stated(&mut turned)?;
-        let mut ended = Vec::new();
         for live in turned {
-            ended.extend(self.act(live)?);
+            self.act(live)?;
         }
-        Ok(ended)
+        Ok(())
     }
 
     /// Cuts the finished turn out of the tokens and reads it.
@@ -210,13 +255,15 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
         Ok(())
     }
 
-    /// Takes the turn's action; returns the episode if that ended it, else asks for the next turn.
-    fn act(&mut self, mut live: Live<E::State>) -> Result<Option<(usize, Episode)>, EpisodeError> {
+    /// Takes the turn's action and asks for the next turn, or ends the episode.
+    fn act(&mut self, mut live: Live<E::State>) -> Result<(), EpisodeError> {
         let task = &self.tasks[live.index];
         let stepped = match &live.turn.action {
             Some(action) => self.world.step(task, &live.state, action).map_err(|it| it.to_string()),
             None => Err(live.turn.fault.clone().unwrap_or_default()),
         };
+        // What a world says that cannot go on is no outcome.
+        self.check()?;
         let mut turn = std::mem::replace(&mut live.turn, fresh_turn(String::new(), 0));
         match stepped {
             Ok(state) => {
@@ -228,21 +275,32 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
                 turn.fault = Some(fault);
                 turn.action = None;
                 live.episode.steps.push(turn);
-                return Ok(Some(self.finish(live)));
+                self.finish(live);
+                return Ok(());
             }
         }
         let observation = self.world.observe(task, &live.state);
-        if self.world.end(task, &live.state).is_some() || live.episode.steps.len() >= E::STEPS_MAX {
+        if self.world.end(task, &live.state).is_some() || live.episode.steps.len() >= self.world.steps_max() {
             live.episode.last_observation = observation;
-            return Ok(Some(self.finish(live)));
+            self.finish(live);
+            return Ok(());
         }
-        live.episode.tokens.extend(self.protocol.next(&observation)?);
+        let next = self.protocol.next(&observation)?;
+        let (needed, room) = (live.episode.tokens.len() + next.len() + 1, self.engine.decoder().context_tokens());
+        if needed > room {
+            // The policy cannot read on, which is nobody's fault but the conversation's length.
+            let last = live.episode.steps.last_mut();
+            last.into_iter().for_each(|it| it.fault = Some(format!("no room: {needed} tokens in a context of {room}")));
+            live.episode.last_observation = observation;
+            self.finish(live);
+            return Ok(());
+        }
+        live.episode.tokens.extend(next);
         live.turn = fresh_turn(observation, live.episode.tokens.len());
-        self.submit(live)?;
-        Ok(None)
+        self.submit(live)
     }
 
-    fn finish(&mut self, mut live: Live<E::State>) -> (usize, Episode) {
+    fn finish(&mut self, mut live: Live<E::State>) {
         self.engine.decoder().close(live.sequence);
         let task = &self.tasks[live.index];
         live.episode.found_all = self.world.has_found_all(task, &live.state);
@@ -252,7 +310,7 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
         for (index, step) in live.episode.steps.iter_mut().enumerate() {
             let Some(imagined) = step.foresight.as_ref().map(|it| &it.imaginary) else { continue };
             let future = path.get(index..).unwrap_or_default();
-            let truth = self.world.lines(task, &live.states[index], future);
+            let truth = self.world.true_lines(task, &live.states[index], future, imagined);
             step.fidelity = truth
                 .iter()
                 .enumerate()
@@ -262,7 +320,7 @@ impl<E: Environment, D: Decode> Player<'_, E, D> {
                 })
                 .collect();
         }
-        (live.index, live.episode)
+        self.done[live.index] = Some(live.episode);
     }
 }
 

@@ -1,6 +1,7 @@
-//! How a conversation with an environment is laid out in tokens.
+//! How a conversation with an environment is laid out in tokens. What an environment says is only text: it cannot end
+//! its turn or begin another.
 
-use fsq_model::{ChatTemplate, Message, Special, TokenId, Tokenizer};
+use fsq_model::{ChatTemplate, Message, Part, Special, TokenId, Tokenizer, Turn};
 
 use crate::EpisodeError;
 
@@ -11,8 +12,9 @@ pub struct Protocol<'a> {
     template: &'a ChatTemplate,
 }
 
-/// Stands in for the policy's turn when the text between two turns is looked up.
+/// Stand in for the policy's turn and the environment's when the text between two turns is looked up.
 const MARK: &str = "\u{1}";
+const SAID: &str = "\u{2}";
 
 impl<'a> Protocol<'a> {
     /// Joins a tokenizer and a template.
@@ -26,8 +28,8 @@ impl<'a> Protocol<'a> {
     /// # Errors
     /// When the template refuses.
     pub fn first(&self, observation: &str) -> Result<Vec<TokenId>, EpisodeError> {
-        let text = self.template.render(&[Message::new("user", observation)], true)?;
-        Ok(self.tokenizer.encode(&text, Special::Parse))
+        let turn = Turn { role: "user", said: vec![Part::Text(observation, Special::Escape)] };
+        Ok(self.template.encode(self.tokenizer, &[turn])?)
     }
 
     /// Tokens between the end of a policy's turn (its stop token included) and the start of its next.
@@ -37,10 +39,13 @@ impl<'a> Protocol<'a> {
     pub fn next(&self, observation: &str) -> Result<Vec<TokenId>, EpisodeError> {
         let mut messages = vec![Message::new("user", "."), Message::new("assistant", MARK)];
         let before = self.template.render(&messages, false)?;
-        messages.push(Message::new("user", observation));
+        messages.push(Message::new("user", SAID));
         let after = self.template.render(&messages, true)?;
         let fault = || EpisodeError::Template("an earlier turn changes when a later one is added".into());
         let text = after.strip_prefix(&before).ok_or_else(fault)?;
-        Ok(self.tokenizer.encode(text, Special::Parse))
+        let lost = || EpisodeError::Template("what the environment says is not in it".into());
+        let (before, after) = text.split_once(SAID).ok_or_else(lost)?;
+        let parse = |it| Part::Text(it, Special::Parse);
+        Ok(self.tokenizer.encode_parts(&[parse(before), Part::Text(observation, Special::Escape), parse(after)]))
     }
 }

@@ -26,7 +26,7 @@ pub struct PlayedStep {
     pub text: String,
     /// Where its tokens lie in [`Episode::tokens`], the stop token included.
     pub tokens: Range<usize>,
-    /// Log-probability of each of them when it was sampled.
+    /// Log-probability of each of them that was sampled, in order; the opening that a turn was given was not.
     pub log_probabilities: Vec<f32>,
     /// Where the confidence's first token lies in [`Episode::tokens`].
     pub confidence_at: Option<usize>,

@@ -20,6 +20,9 @@ pub enum TrainError {
     /// The runtime refused.
     #[error(transparent)]
     Model(#[from] fsq_model::ModelError),
+    /// A user's environment cannot go on.
+    #[error(transparent)]
+    Environment(#[from] fsq_environments::ProcessError),
     /// Episodes could not be played.
     #[error(transparent)]
     Episode(#[from] fsq_episodes::EpisodeError),

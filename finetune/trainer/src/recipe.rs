@@ -1,5 +1,6 @@
 //! A run file: the recipes of the stages. What it leaves out that changes what is learnt has one value everywhere.
 
+use fsq_environments::EnvironmentConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -17,6 +18,12 @@ const EDITS_MAX: usize = 3;
 pub struct Recipe {
     /// Seed of everything random in the run.
     pub seed: u64,
+    /// Metrics are written for TensorBoard, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tensorboard: bool,
+    /// A user's own world: `own` in the tables `further` of the stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<EnvironmentConfig>,
     /// A base from scratch.
     pub base: Option<BaseConfig>,
     /// Mid-training with world-model blocks.
@@ -102,6 +109,18 @@ impl Recipe {
     }
 }
 
+/// The table `[environment]` of a run file, whatever else is in it; nothing where there is none.
+///
+/// # Errors
+/// As [`Recipe::parse`].
+pub fn environment_of(text: &str) -> Result<Option<EnvironmentConfig>, RecipeError> {
+    #[derive(Deserialize)]
+    struct Of {
+        environment: Option<EnvironmentConfig>,
+    }
+    Ok(toml::from_str::<Of>(text)?.environment)
+}
+
 fn set(table: &mut Table, setting: &str) -> Result<(), RecipeError> {
     let wrong = || RecipeError::Setting { found: setting.into() };
     let (path, written) = setting.split_once('=').ok_or_else(wrong)?;
@@ -159,6 +178,8 @@ mod tests {
             include_str!("../../recipes/base.toml"),
             include_str!("../../recipes/demo.toml"),
             include_str!("../../recipes/demo-quick.toml"),
+            include_str!("../../recipes/study-smoke.toml"),
+            include_str!("../../recipes/study-t1-lite.toml"),
             SFT,
         ] {
             let recipe = Recipe::parse(text).unwrap();

@@ -12,9 +12,6 @@ use fsq_server::{GridAnswers, Policy};
 
 use super::terminal::Terminal;
 
-/// Tokens of one forward pass while messages are read in.
-const BATCH_TOKENS: usize = 512;
-
 /// A message, or an answer as the tokens that it was made of.
 enum Said {
     Message(String),
@@ -75,7 +72,7 @@ pub(super) struct Conversation {
 impl Conversation {
     pub(super) fn new(policy: Policy<Decoder<Cpu>>, system: Option<String>) -> Self {
         let Policy { decoder, tokenizer, template, recalibration, .. } = policy;
-        let mut engine = Engine::new(decoder, EngineOptions { running_max: 1, batch_tokens_max: BATCH_TOKENS });
+        let mut engine = Engine::new(decoder, EngineOptions::new(1));
         let sequence = engine.decoder().open_sequence();
         let answers = GridAnswers::new(&tokenizer);
         Self { engine, tokenizer, template, recalibration, answers, sequence, system, said: Vec::new() }

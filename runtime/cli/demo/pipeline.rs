@@ -15,7 +15,8 @@ use fsq_trainer::stages::fc_rl;
 use fsq_trainer::stages::run::StageRun;
 use fsq_trainer::stages::text::TextStep;
 
-use super::{ArmName, base};
+use super::ArmName;
+use crate::base;
 use crate::evaluate::{Plan, Played, World, forecasts, observe_file, play_file, row};
 use crate::failure::Outcome;
 use crate::gate::{gate_runs, judge_worlds, outcome_of, profile, worst};
@@ -81,8 +82,8 @@ impl Demo<'_> {
         let mut from = start;
         for stage in stages {
             let begun = Instant::now();
-            let merged =
-                run_stage(stage, self.recipe, Some(&from), &self.stage_folder(stage), self.threads, self.progress)?;
+            let folder = self.stage_folder(stage);
+            let merged = run_stage(stage, self.recipe, None, Some(&from), &folder, self.threads, self.progress)?;
             seconds.push(StageSeconds { stage: stage.title().into(), seconds: begun.elapsed().as_secs_f64() });
             from = Checkpoint::open(&merged)?;
             match stage {

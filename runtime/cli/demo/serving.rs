@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use fsq_environments::{Countdown, DocHop, End, Environment, Split};
+use fsq_environments::{End, Environment, Split, in_world};
 use fsq_gguf::Gguf;
 use serde_json::{Value, json};
 
@@ -31,10 +31,7 @@ pub(super) fn serve_one(file: &Path, threads: usize, port: u16, seed: u64) -> an
     let world = World::ALL.iter().find(usable).unwrap_or(&World::Countdown);
     let server = serve::start(file, threads, port)?;
     let origin = format!("http://{}", server.address());
-    let played = match world {
-        World::Countdown => play(&Countdown, &origin, seed),
-        World::Dochop => play(&DocHop, &origin, seed),
-    };
+    let played = in_world!(&world.any(), it => play(it, &origin, seed));
     server.stop()?;
     played
 }

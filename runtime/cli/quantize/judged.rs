@@ -26,8 +26,8 @@ const OBSERVED: usize = 48;
 /// What the gates judge by.
 #[derive(Args)]
 pub(crate) struct JudgingArguments {
-    /// An environment to judge in; all of them if none is named
-    #[arg(long, value_enum)]
+    /// An environment to judge in: countdown, dochop, dagmath, slipgrid; the first two if none is named
+    #[arg(long, value_name = "NAME", value_parser = crate::environment::ours)]
     environment: Vec<World>,
     /// Episodes in each environment [default: as many as the profile wants at least]
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -111,7 +111,7 @@ pub trait Decode {
     fn max_sequences(&self) -> usize;
     /// Tokens of one KV page, the unit in which memory is handed out.
     fn page_tokens(&self) -> usize;
-    /// Pages that no sequence holds.
+    /// Pages that no sequence holds; what is kept in them gives way to whoever needs one.
     fn free_pages(&self) -> usize;
     /// Pages that a sequence takes from the free ones when it grows by so many tokens.
     fn pages_to_grow(&self, sequence: SequenceId, n_tokens: usize) -> usize {
@@ -125,6 +125,24 @@ pub trait Decode {
     /// # Errors
     /// [`ModelError::UnknownSequence`].
     fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, ModelError>;
+    /// Makes an open sequence hold the first `len` tokens of another, whatever it held before. Pages are shared as
+    /// after a fork.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownSequence`] for either of them.
+    fn share(&mut self, from: SequenceId, to: SequenceId, len: usize) -> Result<(), ModelError>;
+    /// Whether what one sequence ran may serve another. False while every token counts, as where it is observed.
+    fn reuses(&self) -> bool {
+        true
+    }
+    /// Keeps the whole pages of a sequence for those whose text begins with the same tokens and runs under the same
+    /// adapter, until memory is needed.
+    fn keep(&mut self, _sequence: SequenceId) {}
+    /// Extends a sequence by pages that are kept for a text which begins as the sequence does, at most by all but the
+    /// text's last token. Returns how many tokens the sequence holds then.
+    fn adopt(&mut self, sequence: SequenceId, _text: &[TokenId], _adapter: Option<AdapterId>) -> usize {
+        self.tokens(sequence).map_or(0, <[_]>::len)
+    }
     /// Closes a sequence and frees its pages; closing it again does nothing.
     fn close(&mut self, sequence: SequenceId);
     /// Forgets all tokens after the first `len`.
@@ -167,6 +185,18 @@ impl<D: Decode> Decode for &mut D {
     }
     fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, ModelError> {
         (**self).fork(sequence)
+    }
+    fn share(&mut self, from: SequenceId, to: SequenceId, len: usize) -> Result<(), ModelError> {
+        (**self).share(from, to, len)
+    }
+    fn reuses(&self) -> bool {
+        (**self).reuses()
+    }
+    fn keep(&mut self, sequence: SequenceId) {
+        (**self).keep(sequence);
+    }
+    fn adopt(&mut self, sequence: SequenceId, text: &[TokenId], adapter: Option<AdapterId>) -> usize {
+        (**self).adopt(sequence, text, adapter)
     }
     fn close(&mut self, sequence: SequenceId) {
         (**self).close(sequence);

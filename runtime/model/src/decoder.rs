@@ -14,6 +14,7 @@ use crate::buffers::{Around, Buffers};
 use crate::experts::route;
 use crate::observe::{ColumnSums, Observer, Observing};
 use crate::pages::{Claim, Pages};
+use crate::prefixes::Lineage;
 use crate::rotary::RotaryTable;
 use crate::weights::{LoadedAdapter, Weights, rotary_pairs};
 use crate::{AdapterId, Decode, Logits, ModelError, SequenceId, Step, TokenId, config};
@@ -39,7 +40,9 @@ pub struct Decoder<B: Backend> {
     weights: Weights<B>,
     /// Of layers that attend to everything and, where they turn otherwise, of those with a window.
     rotary: Vec<RotaryTable>,
-    adapters: BTreeMap<AdapterId, LoadedAdapter<B>>,
+    /// Each with its lineage, a number that no other adapter was ever given.
+    adapters: BTreeMap<AdapterId, (Lineage, LoadedAdapter<B>)>,
+    last_lineage: Lineage,
     pages: Pages,
     cache: B::Cache,
     kv_bytes: u64,
@@ -80,6 +83,7 @@ impl<B: Backend> Decoder<B> {
             weights: Weights::load(&backend, gguf, &dimensions)?,
             rotary: rotary_tables(&dimensions, options.context_tokens),
             adapters: BTreeMap::new(),
+            last_lineage: 0,
             pages: Pages::new(n_pages),
             cache: backend.cache(shape)?,
             kv_bytes: shape.bytes().unwrap_or(usize::MAX) as u64,
@@ -113,7 +117,8 @@ impl<B: Backend> Decoder<B> {
 
     /// Puts an adapter in a place, over what was there; `None` empties the place.
     ///
-    /// Sequences that ran under what was there before keep its keys and values: close or truncate them.
+    /// Sequences that ran under what was there before keep its keys and values: close or truncate them. Nobody else
+    /// is given those.
     ///
     /// # Errors
     /// [`ModelError::Adapter`] names the module that does not fit; the place is unchanged then.
@@ -121,7 +126,8 @@ impl<B: Backend> Decoder<B> {
         match adapter {
             Some(adapter) => {
                 let loaded = LoadedAdapter::load(&self.backend, adapter, &self.dimensions)?;
-                self.adapters.insert(place, loaded);
+                self.last_lineage += 1;
+                self.adapters.insert(place, (self.last_lineage, loaded));
             }
             None => {
                 self.adapters.remove(&place);
@@ -203,7 +209,9 @@ impl<B: Backend> Decoder<B> {
         let claim = self.pages.claim(&growth)?;
         match self.run(&batch, &claim) {
             Ok(values) => {
-                self.pages.commit(claim, batch.steps.iter().map(|it| it.tokens));
+                let lineage = |step: &Step<'_>| self.lineage(step.adapter).unwrap_or_default();
+                let ran: Vec<_> = batch.steps.iter().map(|it| (it.tokens, lineage(it))).collect();
+                self.pages.commit(claim, ran.into_iter());
                 Ok(Logits::new(self.dimensions.vocab, values, batch.logit_rows_by_input()))
             }
             Err(error) => {
@@ -211,6 +219,11 @@ impl<B: Backend> Decoder<B> {
                 Err(error.into())
             }
         }
+    }
+
+    /// What runs under an adapter; `None` when it is not there.
+    fn lineage(&self, adapter: Option<AdapterId>) -> Option<Lineage> {
+        adapter.map_or(Some(0), |it| Some(self.adapters.get(&it)?.0))
     }
 
     fn check(&self, steps: &[Step<'_>]) -> Result<(), ModelError> {
@@ -405,7 +418,7 @@ impl<B: Backend> Decoder<B> {
                 self.backend.add_bias(bias, rows.n, out);
             }
             for (adapter, tokens) in &rows.adapters {
-                let update = self.adapters.get(adapter).and_then(|it| it.update(layer, linear));
+                let update = self.adapters.get(adapter).and_then(|it| it.1.update(layer, linear));
                 if let Some(update) = update {
                     self.backend.add_low_rank(update, x, tokens.clone(), out);
                 }
@@ -453,6 +466,21 @@ impl<B: Backend> Decode for Decoder<B> {
     }
     fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, ModelError> {
         Self::fork(self, sequence)
+    }
+    fn share(&mut self, from: SequenceId, to: SequenceId, len: usize) -> Result<(), ModelError> {
+        self.pages.share(from, to, len)
+    }
+    fn reuses(&self) -> bool {
+        self.observer.is_none()
+    }
+    fn keep(&mut self, sequence: SequenceId) {
+        self.pages.keep(sequence);
+    }
+    fn adopt(&mut self, sequence: SequenceId, text: &[TokenId], adapter: Option<AdapterId>) -> usize {
+        match self.lineage(adapter) {
+            Some(lineage) => self.pages.adopt(sequence, text, lineage),
+            None => self.pages.tokens(sequence).map_or(0, <[_]>::len),
+        }
     }
     fn close(&mut self, sequence: SequenceId) {
         Self::close(self, sequence);

@@ -269,6 +269,41 @@ fn rows_under_several_adapters_are_the_bits_that_each_has_alone() {
 }
 
 #[test]
+fn what_is_kept_gives_the_bits_that_running_it_gives_and_no_adapter_gets_anothers() {
+    for (format, kv) in [(Format::F32, KvFormat::F16), (Format::Q4_K, KvFormat::F16), (Format::Q8_0, KvFormat::Q8_0)] {
+        let file = gguf(&TINY, &tensors(&TINY), format);
+        let mut decoder = Decoder::load(&file, DecoderOptions { kv, ..OPTIONS }).unwrap();
+        let place = AdapterId(4);
+        decoder.set_adapter(place, Some(&adapter(&TINY, 1, 4))).unwrap();
+        let tokens = prompt(1, 100);
+        let alone = [None, Some(place)].map(|it| all_logits(&mut decoder, &tokens, it));
+        let go_on = |decoder: &mut Decoder<Cpu>, text: &[TokenId], adapter, alone: &[f32]| {
+            let sequence = decoder.open_sequence();
+            let n_kept = decoder.adopt(sequence, text, adapter);
+            let step = Step { sequence, tokens: &text[n_kept..], logits: LogitsFor::All, adapter };
+            let logits = decoder.forward(&[step]).unwrap();
+            assert_eq!(logits.rows(0), &alone[n_kept * TINY.vocab..text.len() * TINY.vocab], "{}", format.name());
+            decoder.keep(sequence);
+            decoder.close(sequence);
+            n_kept
+        };
+        for (adapter, alone) in [None, Some(place)].into_iter().zip(&alone) {
+            assert_eq!(go_on(&mut decoder, &tokens[..70], adapter, alone), 0);
+            assert_eq!(go_on(&mut decoder, &tokens, adapter, alone), 64);
+            assert_eq!(go_on(&mut decoder, &tokens, adapter, alone), 96);
+        }
+        // Another generation in the same place begins with nothing.
+        decoder.set_adapter(place, Some(&adapter(&TINY, 2, 4))).unwrap();
+        let alone = all_logits(&mut decoder, &tokens, Some(place));
+        assert_eq!(go_on(&mut decoder, &tokens, Some(place), &alone), 0);
+        // Of what is observed every token counts, so nothing is reused.
+        decoder.observe(Observing::default());
+        assert!(!decoder.reuses());
+        assert_eq!(decoder.free_pages(), 8 * 4);
+    }
+}
+
+#[test]
 fn a_cache_in_8_bits_changes_little_and_is_the_same_however_work_is_cut() {
     let file = gguf(&TINY, &tensors(&TINY), Format::F32);
     let options = DecoderOptions { kv: KvFormat::Q8_0, ..OPTIONS };
@@ -406,7 +441,8 @@ fn completions_do_not_depend_on_their_company() {
     let mut decoder = decoder(Format::Q8_0);
     let request = |index: u64| {
         let sampling = if index.is_multiple_of(3) { Sampling::greedy() } else { Sampling::temperature(1.0, index) };
-        let mut request = Request::new(prompt(index, 3 + index as usize * 4), 5 + index as usize, sampling);
+        // Prompts that begin alike, of which some are the same.
+        let mut request = Request::new(prompt(index % 4, 3 + index as usize / 2 * 8), 5 + index as usize, sampling);
         request.stop = vec![7, 8, 9, 10, 11, 12];
         request
     };
@@ -415,7 +451,7 @@ fn completions_do_not_depend_on_their_company() {
     let together = generate_batch(&mut decoder, &requests).unwrap();
     assert_eq!(decoder.free_pages(), 32);
     for (request, completion) in requests.iter().zip(&together) {
-        let alone = generate_batch(&mut decoder, std::slice::from_ref(request)).unwrap();
+        let alone = generate_batch(&mut self::decoder(Format::Q8_0), std::slice::from_ref(request)).unwrap();
         assert_eq!(alone, std::slice::from_ref(completion));
         assert_eq!(completion.logprobs.len(), completion.tokens.len());
         check_logprobs(&mut decoder, request, completion);

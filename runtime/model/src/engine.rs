@@ -1,4 +1,9 @@
 //! Runs requests to their end, many at once: schedule, forward, sample, advance. Knows no text and no transport.
+//!
+//! No token runs twice if that can be helped. A prompt begins with the pages that the decoder keeps of what was run
+//! before, and a prompt that begins as one that is running now waits for it and goes on from a fork; one that is the
+//! same samples from the very same logits. Since a row's numbers do not depend on the rest of its batch, none of that
+//! changes a bit of what comes out.
 
 use std::collections::HashMap;
 
@@ -65,6 +70,8 @@ pub enum EngineEvent {
         logprob: f32,
         /// The most probable tokens with theirs, most probable first; as many as were asked for.
         top_logprobs: Vec<(TokenId, f32)>,
+        /// Tokens of the prompt that it did not run, because others had.
+        n_reused: usize,
         /// Set on the last token.
         finish: Option<Finish>,
     },
@@ -87,10 +94,28 @@ struct Live {
     tokens: Vec<TokenId>,
     /// How many of `tokens` the sequence holds.
     n_run: usize,
+    /// Of those, how many others had run.
+    n_reused: usize,
     n_generated: usize,
     /// `None` until admitted, unless the request brought its own.
     sequence: Option<SequenceId>,
     is_admitted: bool,
+    /// An older request that runs a beginning which it shares, and the length of that.
+    leader: Option<(RequestId, usize)>,
+}
+
+impl Live {
+    /// Whether it has a place in the batch and has not sampled yet.
+    fn is_in_prompt(&self) -> bool {
+        self.is_admitted && self.n_generated == 0
+    }
+
+    /// Tokens that it begins with just as another does, under the same adapter; none under different ones.
+    fn n_common(&self, other: &Self) -> usize {
+        let is_same = self.request.adapter == other.request.adapter;
+        let pairs = self.request.prompt.iter().zip(&other.request.prompt).filter(|_| is_same);
+        pairs.take_while(|(a, b)| a == b).count()
+    }
 }
 
 /// A decoder with a queue in front of it.
@@ -163,17 +188,17 @@ impl<D: Decode> Engine<D> {
         }
         let id = RequestId(self.next_request);
         self.next_request += 1;
-        let n_pages = self.pages_to_come(&request, request.sequence, n_run);
-        let demand = Demand { n_prompt: request.prompt.len() - n_run, n_pages };
-        self.scheduler.submit(id, demand);
+        self.scheduler.submit(id);
         let live = Live {
             sampler: Sampler::new(request.sampling),
             adjuster: Adjuster::new(&request.adjustments, &request.prompt),
             tokens: request.prompt.clone(),
             n_run,
+            n_reused: 0,
             n_generated: 0,
             sequence: request.sequence,
             is_admitted: false,
+            leader: None,
             request,
         };
         self.live.insert(id, live);
@@ -199,6 +224,8 @@ impl<D: Decode> Engine<D> {
     /// [`ModelError::Device`] when the device failed. What concerns a single request is an event instead.
     pub fn step(&mut self) -> Result<Vec<EngineEvent>, ModelError> {
         let mut events = self.admit();
+        self.adopt();
+        self.hand_on();
         let batch = self.scheduler.next_batch();
         if batch.is_empty() {
             return Ok(events);
@@ -213,13 +240,90 @@ impl<D: Decode> Engine<D> {
             Ok(logits) => logits,
         };
         self.scheduler.advance(&batch);
+        let mut ready = Vec::new();
         for (planned, step) in batch.iter().zip(0..) {
-            self.live.entry(planned.request).and_modify(|it| it.n_run += planned.n_tokens);
+            self.note_run(planned);
             if planned.samples {
-                events.extend(self.sample(planned.request, logits.last(step)));
+                // Before anything is sampled: a leader may end with its first token.
+                let twins = self.twins(planned.request);
+                ready.extend(std::iter::once(planned.request).chain(twins).map(|it| (it, step)));
             }
         }
+        for (request, step) in ready {
+            events.extend(self.sample(request, logits.last(step)));
+        }
         Ok(events)
+    }
+
+    /// Records that tokens of a request have run, and keeps their pages for others.
+    fn note_run(&mut self, planned: &Planned) {
+        let Some(live) = self.live.get_mut(&planned.request) else { return };
+        live.n_run += planned.n_tokens;
+        if let Some(sequence) = live.sequence {
+            self.decoder.keep(sequence);
+        }
+    }
+
+    /// Lets those go on that wait for a leader which has run what they share, oldest first: they may lead others.
+    fn hand_on(&mut self) {
+        let mut followers: Vec<_> = self.live.iter().filter(|it| it.1.leader.is_some()).map(|it| *it.0).collect();
+        followers.sort_unstable();
+        for id in followers {
+            let Some((leader, n_common)) = self.live.get(&id).and_then(|it| it.leader) else { continue };
+            if self.live.get(&leader).is_some_and(|it| it.n_run >= n_common) {
+                let n_shared = self.share(leader, id, n_common.min(self.live[&id].request.prompt.len() - 1));
+                self.scheduler.skip(id, n_shared);
+            }
+        }
+    }
+
+    /// Ends the waiting for a leader that has run its whole prompt. The ids of those come back whose whole prompt that
+    /// was: they sample from the leader's logits.
+    fn twins(&mut self, leader: RequestId) -> Vec<RequestId> {
+        let is_prompt = |live: &&Live| live.n_run == live.request.prompt.len();
+        let Some(n_prompt) = self.live.get(&leader).filter(is_prompt).map(|it| it.n_run) else { return Vec::new() };
+        let waits = |live: &Live| live.leader.is_some_and(|it| it.0 == leader);
+        let mut followers: Vec<_> = self.live.iter().filter(|it| waits(it.1)).map(|it| *it.0).collect();
+        followers.sort_unstable();
+        let mut twins = Vec::new();
+        for id in followers {
+            let live = &self.live[&id];
+            let n_common = live.leader.map_or(0, |it| it.1);
+            if n_common == n_prompt && live.request.prompt.len() == n_prompt {
+                let n_tokens = self.share(leader, id, n_prompt);
+                self.scheduler.advance(&[Planned { request: id, n_tokens, samples: true }]);
+                twins.push(id);
+                twins.extend(self.twins(id));
+            } else {
+                let n_shared = self.share(leader, id, n_common.min(live.request.prompt.len() - 1));
+                self.scheduler.skip(id, n_shared);
+            }
+        }
+        twins
+    }
+
+    /// Ends a request's waiting for a leader, and gives it the first tokens that the leader has run; returns how many
+    /// of them are new to it.
+    fn share(&mut self, leader: RequestId, id: RequestId, n_tokens: usize) -> usize {
+        let from = self.live.get(&leader).and_then(|it| it.sequence);
+        let Some(live) = self.live.get_mut(&id) else { return 0 };
+        live.leader = None;
+        let n_new = n_tokens.saturating_sub(live.n_run);
+        let (Some(from), Some(to)) = (from, live.sequence.filter(|_| n_new > 0)) else { return 0 };
+        let shared = self.decoder.share(from, to, n_tokens);
+        debug_assert!(shared.is_ok(), "both are open");
+        (live.n_run, live.n_reused) = (n_tokens, live.n_reused + n_new);
+        n_new
+    }
+
+    /// Lets prompts go on from pages that have been kept since they were admitted.
+    fn adopt(&mut self) {
+        for (id, live) in self.live.iter_mut().filter(|it| it.1.is_in_prompt()) {
+            let n_new = adopt(&mut self.decoder, live);
+            if n_new > 0 {
+                self.scheduler.skip(*id, n_new);
+            }
+        }
     }
 
     /// Samples, and ends the request when that was its last token.
@@ -244,53 +348,90 @@ impl<D: Decode> Engine<D> {
             None
         };
         let top_logprobs = most_probable(logits, live.request.top_logprobs);
+        let n_reused = live.n_reused;
         if finish.is_some() {
             self.end(id);
         }
-        Some(EngineEvent::Token { request: id, token: sampled.token, logprob, top_logprobs, finish })
+        Some(EngineEvent::Token { request: id, token: sampled.token, logprob, top_logprobs, n_reused, finish })
     }
 
     /// Moves waiting requests into the batch; fails one that could never be, since nothing runs that would free pages.
     fn admit(&mut self) -> Vec<EngineEvent> {
         let mut events = Vec::new();
-        while self.scheduler.n_waiting() > 0 {
+        while let Some(id) = self.scheduler.next_to_admit() {
+            // Its kept pages are taken first: nobody else may get those, and what is left to claim is less.
+            let demand = self.begin(id);
             let unpromised = self.decoder.free_pages().saturating_sub(self.promised_pages());
-            for id in self.scheduler.admit(unpromised) {
-                if let Some(live) = self.live.get_mut(&id) {
-                    live.is_admitted = true;
-                    live.sequence.get_or_insert_with(|| self.decoder.open_sequence());
-                }
+            if self.scheduler.admit(demand, unpromised) {
+                self.live.entry(id).and_modify(|it| it.is_admitted = true);
+                self.follow(id);
+                continue;
             }
-            match self.scheduler.first_waiting() {
-                Some(id) if self.scheduler.n_running() == 0 => {
-                    let free = self.decoder.free_pages();
-                    let live = self.live.get(&id);
-                    let needed = live.map_or(0, |it| self.pages_to_come(&it.request, it.sequence, it.n_run));
-                    let error = ModelError::OutOfPages { needed, free };
-                    self.end(id);
-                    events.push(EngineEvent::Failed { request: id, error });
-                }
-                _ => break,
+            self.step_back(id);
+            if self.scheduler.n_running() > 0 {
+                break;
             }
+            let error = ModelError::OutOfPages { needed: demand.n_pages, free: self.decoder.free_pages() };
+            self.end(id);
+            events.push(EngineEvent::Failed { request: id, error });
         }
         events
     }
 
-    /// Free pages that running requests may still claim.
-    fn promised_pages(&self) -> usize {
-        let running = self.live.values().filter(|it| it.is_admitted);
-        running.map(|it| self.pages_to_come(&it.request, it.sequence, it.n_run)).sum()
+    /// Opens a request's sequence with what is kept of its prompt; says what it needs on top of that.
+    fn begin(&mut self, id: RequestId) -> Demand {
+        let Some(live) = self.live.get_mut(&id) else { return Demand { n_prompt: 1, n_pages: 0 } };
+        live.sequence.get_or_insert_with(|| self.decoder.open_sequence());
+        adopt(&mut self.decoder, live);
+        let n_prompt = live.request.prompt.len() - live.n_run;
+        let live = &self.live[&id];
+        Demand { n_prompt, n_pages: self.pages_to_come(live) }
     }
 
-    /// Free pages that a request may still take, of whose tokens `n_run` have run. The last token that it generates
-    /// never runs.
-    fn pages_to_come(&self, request: &Request, sequence: Option<SequenceId>, n_run: usize) -> usize {
-        let longest = request.prompt.len().saturating_add(request.max_tokens - 1);
-        let n_tokens = longest.min(self.decoder.context_tokens() - 1) - n_run;
-        match sequence {
-            Some(sequence) => self.decoder.pages_to_grow(sequence, n_tokens),
-            None => n_tokens.div_ceil(self.decoder.page_tokens()),
+    /// Undoes [`Engine::begin`] for a request that has to wait on.
+    fn step_back(&mut self, id: RequestId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let n_own = live.n_run - std::mem::take(&mut live.n_reused);
+        live.n_run = n_own;
+        match (live.sequence, live.request.sequence) {
+            (Some(sequence), None) => {
+                self.decoder.close(sequence);
+                live.sequence = None;
+            }
+            (Some(sequence), Some(_)) => {
+                let cut = self.decoder.truncate(sequence, n_own);
+                debug_assert!(cut.is_ok(), "its owner keeps it open");
+            }
+            _ => {}
         }
+    }
+
+    /// Lets a request wait for an older one that is running a beginning which they share, where that saves a page or
+    /// one of the two prompts is all that they share.
+    fn follow(&mut self, id: RequestId) {
+        let Some(live) = self.live.get(&id).filter(|_| self.decoder.reuses()) else { return };
+        let older = self.live.iter().filter(|(other, it)| **other < id && it.is_in_prompt());
+        let shared = older.map(|(other, it)| (it.n_common(live), std::cmp::Reverse(*other), it.request.prompt.len()));
+        let Some((n_common, leader, n_leader)) = shared.max() else { return };
+        let saves_page = n_common >= live.n_run + self.decoder.page_tokens();
+        let is_all = n_common == n_leader.min(live.request.prompt.len());
+        if n_common > live.n_run && (saves_page || is_all) {
+            let (leader, n_outstanding_max) = (leader.0, n_leader - n_common);
+            self.scheduler.wait_behind(id, leader, n_outstanding_max);
+            self.live.entry(id).and_modify(|it| it.leader = Some((leader, n_common)));
+        }
+    }
+
+    /// Free pages that running requests may still claim.
+    fn promised_pages(&self) -> usize {
+        self.live.values().filter(|it| it.is_admitted).map(|it| self.pages_to_come(it)).sum()
+    }
+
+    /// Free pages that a request may still take. The last token that it generates never runs.
+    fn pages_to_come(&self, live: &Live) -> usize {
+        let longest = live.request.prompt.len().saturating_add(live.request.max_tokens - 1);
+        let n_tokens = longest.min(self.decoder.context_tokens() - 1) - live.n_run;
+        live.sequence.map_or(0, |it| self.decoder.pages_to_grow(it, n_tokens))
     }
 
     /// Takes a request out and closes its sequence unless its owner keeps it.
@@ -299,6 +440,14 @@ impl<D: Decode> Engine<D> {
         let live = self.live.remove(&id)?;
         if let (Some(sequence), None) = (live.sequence, live.request.sequence) {
             self.decoder.close(sequence);
+        }
+        // Those that waited for it wait for the first of them.
+        let waits = |live: &Live| live.leader.is_some_and(|it| it.0 == id);
+        let mut followers: Vec<_> = self.live.iter().filter(|it| waits(it.1)).map(|it| *it.0).collect();
+        followers.sort_unstable();
+        for follower in followers {
+            self.live.entry(follower).and_modify(|it| it.leader = None);
+            self.follow(follower);
         }
         Some(live)
     }
@@ -318,6 +467,14 @@ impl<D: Decode> Engine<D> {
         self.end(request);
         Some(EngineEvent::Failed { request, error })
     }
+}
+
+/// Extends a request's sequence by pages that are kept for its prompt; returns by how many tokens.
+fn adopt<D: Decode>(decoder: &mut D, live: &mut Live) -> usize {
+    let Some(sequence) = live.sequence.filter(|_| decoder.reuses()) else { return 0 };
+    let n_new = decoder.adopt(sequence, &live.request.prompt, live.request.adapter).saturating_sub(live.n_run);
+    (live.n_run, live.n_reused) = (live.n_run + n_new, live.n_reused + n_new);
+    n_new
 }
 
 /// The planned parts as steps over the tokens of their requests.

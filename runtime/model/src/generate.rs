@@ -7,9 +7,6 @@ use crate::{
     TokenId, log_softmax,
 };
 
-/// Tokens of one forward pass while prompts are read in.
-const BATCH_TOKENS: usize = 512;
-
 /// What came of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
@@ -26,7 +23,7 @@ pub struct Completion {
 /// # Errors
 /// The first request that cannot be served, or a failure of the device; the others' results are lost then.
 pub fn generate_batch<D: Decode>(decoder: &mut D, requests: &[Request]) -> Result<Vec<Completion>, ModelError> {
-    let options = EngineOptions { running_max: decoder.max_sequences().max(1), batch_tokens_max: BATCH_TOKENS };
+    let options = EngineOptions::new(decoder.max_sequences().max(1));
     let mut engine = Engine::new(&mut *decoder, options);
     let outcome = run(&mut engine, requests);
     if outcome.is_err() {

@@ -19,6 +19,7 @@ mod generate;
 mod observe;
 mod pages;
 mod policy;
+mod prefixes;
 mod rotary;
 mod sampler;
 mod scheduler;

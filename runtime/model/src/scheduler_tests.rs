@@ -1,5 +1,5 @@
-//! The scheduler alone, simulated: seeded arrivals, cancels, early ends and full pools, millions of steps, each of them
-//! checked against what must always hold.
+//! The scheduler alone, simulated: seeded arrivals, shared beginnings, cancels, early ends and full pools, millions of
+//! steps, each of them checked against what must always hold.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +22,8 @@ struct Simulated {
     n_run: usize,
     n_generated: usize,
     is_admitted: bool,
+    /// An older request that runs a beginning which it shares, and the length of that.
+    behind: Option<(RequestId, usize)>,
     /// By this step it must have ended: see [`Simulation::work`].
     deadline: u64,
 }
@@ -53,7 +55,8 @@ impl Simulation {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         // Small pools and batches, so that every limit is met all the time.
         let running_max = random.random_range(1..=12);
-        let options = EngineOptions { running_max, batch_tokens_max: random.random_range(1..=64) };
+        let (batch_tokens_max, prompt_tokens_max) = (random.random_range(1..=64), random.random_range(1..=64));
+        let options = EngineOptions { running_max, batch_tokens_max, prompt_tokens_max };
         let (scheduler, n_pages) = (Scheduler::new(options), random.random_range(20..60));
         let open = BTreeMap::new();
         Self { random, options, scheduler, n_pages, open, next: 0, step: 0, n_finished: 0 }
@@ -67,9 +70,10 @@ impl Simulation {
         let n_pages = (n_prompt + n_max - 1).div_ceil(PAGE_TOKENS);
         let id = RequestId(self.next);
         self.next += 1;
-        self.scheduler.submit(id, Demand { n_prompt, n_pages });
-        let (n_run, n_generated, is_admitted) = (0, 0, false);
-        let mut made = Simulated { n_prompt, n_to_generate, n_pages, n_run, n_generated, is_admitted, deadline: 0 };
+        self.scheduler.submit(id);
+        let (n_run, n_generated, is_admitted, behind, deadline) = (0, 0, false, None, 0);
+        let mut made =
+            Simulated { n_prompt, n_to_generate, n_pages, n_run, n_generated, is_admitted, behind, deadline };
         // Whatever comes later, every step runs a token of this request or of one before it.
         let ahead: usize = self.open.values().map(Simulated::n_left).sum();
         made.deadline = self.step + (ahead + made.n_left()) as u64;
@@ -90,21 +94,77 @@ impl Simulation {
 
     /// Admits in order of arrival, and all that fit.
     fn admit(&mut self) {
-        let unpromised = self.n_pages - self.promised_pages();
-        let first_waiting = self.open.iter().filter(|it| !it.1.is_admitted).map(|it| *it.0);
-        let expected: Vec<RequestId> = first_waiting.collect();
-        let admitted = self.scheduler.admit(unpromised);
-        assert_eq!(admitted, expected[..admitted.len()], "nobody overtakes");
-        for id in &admitted {
-            self.open.entry(*id).and_modify(|it| it.is_admitted = true);
+        loop {
+            let first_waiting = self.open.iter().find(|it| !it.1.is_admitted).map(|it| (*it.0, *it.1));
+            let n_running = self.open.values().filter(|it| it.is_admitted).count();
+            assert!(n_running <= self.options.running_max && self.promised_pages() <= self.n_pages);
+            let n_open = (self.scheduler.n_running(), self.scheduler.n_waiting());
+            assert_eq!(n_open, (n_running, self.open.len() - n_running));
+            let next = first_waiting.filter(|_| n_running < self.options.running_max);
+            assert_eq!(self.scheduler.next_to_admit(), next.map(|it| it.0), "nobody overtakes");
+            let Some((id, it)) = next else { return };
+            let unpromised = self.n_pages - self.promised_pages();
+            let demand = Demand { n_prompt: it.n_prompt, n_pages: it.n_pages };
+            let is_admitted = self.scheduler.admit(demand, unpromised);
+            assert_eq!(is_admitted, it.n_pages <= unpromised, "what fits is not kept waiting, and only that is not");
+            if !is_admitted {
+                return;
+            }
+            self.open.entry(id).and_modify(|it| it.is_admitted = true);
+            self.follow(id);
         }
-        assert!(self.promised_pages() <= self.n_pages, "more is promised than there is");
-        let n_running = self.open.values().filter(|it| it.is_admitted).count();
-        assert_eq!((self.scheduler.n_running(), self.scheduler.n_waiting()), (n_running, self.open.len() - n_running));
-        assert!(n_running <= self.options.running_max);
-        if let Some(id) = self.scheduler.first_waiting() {
-            let fits = self.open[&id].n_pages + self.promised_pages() <= self.n_pages;
-            assert!(!fits || n_running == self.options.running_max, "what fits is not kept waiting");
+    }
+
+    /// Some prompts begin as one that is running.
+    fn follow(&mut self, id: RequestId) {
+        let is_leader = |it: &(&RequestId, &Simulated)| *it.0 < id && it.1.is_admitted && !it.1.is_decoding();
+        let leaders: Vec<_> = self.open.iter().filter(is_leader).map(|it| (*it.0, it.1.n_prompt)).collect();
+        if leaders.is_empty() || self.random.random_bool(0.5) {
+            return;
+        }
+        let (leader, n_leader) = leaders[self.random.random_range(0..leaders.len())];
+        let n_common = self.random.random_range(1..=n_leader.min(self.open[&id].n_prompt));
+        self.scheduler.wait_behind(id, leader, n_leader - n_common);
+        self.open.entry(id).and_modify(|it| it.behind = Some((leader, n_common)));
+    }
+
+    /// Whether a request waits for what a leader runs; never for one that is done with its prompt, or gone.
+    fn is_behind(&self, it: &Simulated) -> bool {
+        let leader = |(id, n_common): (RequestId, usize)| self.open.get(&id).map(|it| (*it, n_common));
+        it.behind.and_then(leader).is_some_and(|(it, n_common)| !it.is_decoding() && it.n_run < n_common)
+    }
+
+    /// Those who waited for what a leader has run by now go on from there.
+    fn hand_on(&mut self) {
+        for id in self.open.keys().copied().collect::<Vec<_>>() {
+            let behind = self.open[&id].behind;
+            let Some((leader, n_common)) = behind.filter(|it| self.open.contains_key(&it.0)) else { continue };
+            if self.open[&leader].n_run >= n_common {
+                self.share(id);
+            }
+        }
+    }
+
+    fn share(&mut self, id: RequestId) {
+        let Some(it) = self.open.get_mut(&id) else { return };
+        let n_common = it.behind.take().map_or(0, |it| it.1);
+        let n_new = n_common.min(it.n_prompt - 1).saturating_sub(it.n_run);
+        it.n_run += n_new;
+        self.scheduler.skip(id, n_new);
+    }
+
+    /// Those who waited for a prompt that has run go on from it, or sample with it where theirs is the same.
+    fn end_waiting(&mut self, leader: RequestId) {
+        let n_prompt = self.open[&leader].n_prompt;
+        let waits = |it: &Simulated| it.behind.is_some_and(|it| it.0 == leader);
+        let followers: Vec<_> = self.open.iter().filter(|it| waits(it.1)).map(|it| (*it.0, *it.1)).collect();
+        for (request, it) in followers {
+            if it.behind == Some((leader, n_prompt)) && it.n_prompt == n_prompt {
+                self.open.entry(request).and_modify(|it| it.behind = None);
+                self.run(&[Planned { request, n_tokens: n_prompt - it.n_run, samples: true }]);
+            } else {
+                self.share(request);
+            }
         }
     }
 
@@ -121,17 +181,30 @@ impl Simulation {
         }
         let running = || self.open.iter().filter(|it| it.1.is_admitted);
         assert!(running().filter(|it| it.1.is_decoding()).all(|it| planned.contains_key(it.0)), "a decoder is stalled");
+        let is_ready = |it: &Simulated| !it.is_decoding() && !self.is_behind(it);
         let first_prompt = running().find(|it| !it.1.is_decoding());
-        assert!(first_prompt.is_none_or(|it| planned.contains_key(it.0)), "the oldest prompt is stalled");
+        assert!(first_prompt.is_none_or(|it| is_ready(it.1)), "the oldest prompt waits for nobody");
+        let ready: Vec<_> = running().filter(|it| is_ready(it.1)).map(|it| *it.0).collect();
+        let n_begun = ready.iter().take_while(|it| planned.contains_key(it)).count();
+        let is_planned = |it: &&RequestId| planned.contains_key(*it) && !self.open[*it].is_decoding();
+        assert_eq!(n_begun, self.open.keys().filter(is_planned).count(), "prompts run in order, and none that waits");
+        assert!(n_begun > 0 || ready.is_empty(), "the oldest prompt is stalled");
+        let n_of_prompts = n_tokens - running().filter(|it| it.1.is_decoding()).count();
+        assert!(n_of_prompts == n_tokens || n_of_prompts <= self.options.prompt_tokens_max, "a pass is too long");
     }
 
     fn run(&mut self, batch: &[Planned]) {
         self.scheduler.advance(batch);
         for part in batch {
             let Some(it) = self.open.get_mut(&part.request) else { continue };
+            let was_decoding = it.is_decoding();
             it.n_run += part.n_tokens;
             it.n_generated += usize::from(part.samples);
             assert!(it.n_run.div_ceil(PAGE_TOKENS) <= it.n_pages, "more pages than were asked for");
+            if !was_decoding && part.samples {
+                self.end_waiting(part.request);
+            }
+            let it = self.open[&part.request];
             if it.n_generated == it.n_to_generate {
                 assert_eq!(it.n_run, it.n_prompt + it.n_to_generate - 1, "every token ran once");
                 assert!(self.step <= it.deadline, "starved: {it:?} at step {}", self.step);
@@ -144,6 +217,7 @@ impl Simulation {
 
     fn step(&mut self) {
         self.admit();
+        self.hand_on();
         let batch = self.scheduler.next_batch();
         assert_eq!(batch.is_empty(), self.open.is_empty(), "there is work and none is done");
         self.check(&batch);

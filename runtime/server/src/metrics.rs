@@ -61,6 +61,8 @@ impl Histogram {
 pub(crate) struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
     prompt_tokens: AtomicU64,
+    /// Of those, what answers did not have to run because others had.
+    reused_tokens: AtomicU64,
     generated_tokens: AtomicU64,
     waiting: AtomicUsize,
     running: AtomicUsize,
@@ -75,6 +77,7 @@ impl Default for Metrics {
         Self {
             requests: Mutex::default(),
             prompt_tokens: AtomicU64::default(),
+            reused_tokens: AtomicU64::default(),
             generated_tokens: AtomicU64::default(),
             waiting: AtomicUsize::default(),
             running: AtomicUsize::default(),
@@ -93,6 +96,11 @@ impl Metrics {
 
     pub(crate) fn add_prompt_tokens(&self, n: usize) {
         self.prompt_tokens.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// Tokens of an answer's prompt that had been run for others.
+    pub(crate) fn add_reused_tokens(&self, n: usize) {
+        self.reused_tokens.fetch_add(n as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn add_generated_token(&self) {
@@ -133,6 +141,9 @@ impl Metrics {
         let prompt = self.prompt_tokens.load(Ordering::Relaxed);
         let generated = self.generated_tokens.load(Ordering::Relaxed);
         metric("fsq_prompt_tokens_total", "counter", "Prompt tokens taken in.", prompt);
+        let reused = self.reused_tokens.load(Ordering::Relaxed);
+        let help = "Prompt tokens that an answer did not run because others had, counted for each answer.";
+        metric("fsq_reused_tokens_total", "counter", help, reused);
         metric("fsq_generated_tokens_total", "counter", "Tokens generated.", generated);
         metric("fsq_answers_waiting", "gauge", "Answers that wait for room in the batch.", waiting);
         metric("fsq_answers_running", "gauge", "Answers in the batch.", running);

@@ -1,9 +1,9 @@
 //! The thread that owns the engine: takes jobs in, runs all of them as one batch, sends what comes of them.
 //!
-//! A job is one prompt and the answers to sample after it, which share the prompt's pages. A job whose receiver is
-//! gone ends at once. Knows no HTTP.
+//! A job is one prompt and the answers to sample after it, which the engine runs as one for as long as they are the
+//! same. A job whose receiver is gone ends at once. Knows no HTTP.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -21,9 +21,6 @@ use crate::asked::Common;
 use crate::confidence::GridAnswers;
 use crate::metrics::Metrics;
 use crate::sample::{AnswerText, Piece, TokenLogprob};
-
-/// Tokens of one forward pass; longer prompts run in pieces between the others' tokens.
-const BATCH_TOKENS_MAX: usize = 512;
 
 /// One answer to sample.
 #[derive(Clone, Debug)]
@@ -144,9 +141,7 @@ struct Sample {
 #[derive(Debug)]
 struct Live {
     job: Box<Job>,
-    /// The prompt, while it runs for all answers, and after that for as long as any of them lasts.
-    prefix: Option<(RequestId, SequenceId)>,
-    /// Empty until the shared prompt has run. An answer that has ended is `None`.
+    /// An answer that has ended is `None`.
     samples: Vec<Option<Sample>>,
     /// Whether anything of it ever had a place in the batch.
     has_begun: bool,
@@ -162,12 +157,9 @@ pub(crate) struct Worker<D> {
     answers: GridAnswers,
     metrics: Arc<Metrics>,
     signals: Arc<Signals>,
-    /// Jobs with a shared prompt hold its pages while they wait for others; so many leave room for those.
-    shared_max: usize,
-    waiting: VecDeque<Box<Job>>,
     live: BTreeMap<u64, Live>,
-    /// Which job, and which of its answers; no answer for the shared prompt.
-    owners: HashMap<RequestId, (u64, Option<usize>)>,
+    /// Which job, and which of its answers.
+    owners: HashMap<RequestId, (u64, usize)>,
     next_job: u64,
     /// Of keys and values.
     n_pages: usize,
@@ -176,15 +168,12 @@ pub(crate) struct Worker<D> {
 impl<D: Decode> Worker<D> {
     pub(crate) fn new(decoder: D, tokenizer: Arc<Tokenizer>, metrics: Arc<Metrics>, signals: Arc<Signals>) -> Self {
         let (running_max, n_pages) = (decoder.max_sequences().max(1), decoder.free_pages());
-        let options = EngineOptions { running_max, batch_tokens_max: BATCH_TOKENS_MAX };
         Self {
-            shared_max: (running_max / 2).max(1),
             answers: GridAnswers::new(&tokenizer),
-            engine: Engine::new(decoder, options),
+            engine: Engine::new(decoder, EngineOptions::new(running_max)),
             tokenizer,
             metrics,
             signals,
-            waiting: VecDeque::new(),
             live: BTreeMap::new(),
             owners: HashMap::new(),
             next_job: 0,
@@ -202,19 +191,18 @@ impl<D: Decode> Worker<D> {
         let mut is_stopping = false;
         loop {
             while !is_stopping {
-                let is_idle = self.live.is_empty() && self.waiting.is_empty();
+                let is_idle = self.live.is_empty();
                 let order =
                     if is_idle { orders.recv().map_err(|_| TryRecvError::Disconnected) } else { orders.try_recv() };
                 match order {
-                    Ok(Order::Run(job)) => self.waiting.push_back(job),
+                    Ok(Order::Run(job)) => self.begin(job),
                     Ok(Order::Stop) | Err(TryRecvError::Disconnected) => is_stopping = true,
                     Err(TryRecvError::Empty) => break,
                 }
             }
             self.end_hopeless();
-            self.admit();
             self.show();
-            if is_stopping && self.live.is_empty() && self.waiting.is_empty() {
+            if is_stopping && self.live.is_empty() {
                 return Ok(());
             }
             match self.engine.step() {
@@ -233,11 +221,9 @@ impl<D: Decode> Worker<D> {
         let is_aborting = self.signals.is_aborting.load(Ordering::Relaxed);
         let now = Instant::now();
         for live in self.live.values_mut() {
-            let of_samples = live.samples.iter().flatten().filter_map(|it| it.request);
-            let mut requests = of_samples.chain(live.prefix.map(|it| it.0));
-            // What began and ended within one step has left a token, or the prompt that answers share.
-            let has_left = live.has_token || (live.prefix.is_some() && !live.samples.is_empty());
-            live.has_begun = live.has_begun || has_left || requests.any(|it| self.engine.has_begun(it));
+            let mut requests = live.samples.iter().flatten().filter_map(|it| it.request);
+            // What began and ended within one step has left a token.
+            live.has_begun = live.has_begun || live.has_token || requests.any(|it| self.engine.has_begun(it));
         }
         self.end_where(|job, has_begun| {
             if is_aborting {
@@ -257,71 +243,24 @@ impl<D: Decode> Worker<D> {
         for (id, failure) in doomed.collect::<Vec<_>>() {
             self.fail(id, failure);
         }
-        for job in std::mem::take(&mut self.waiting) {
-            match why(&job, false) {
-                Some(failure) => job.tell_last(Event::Failed(failure)),
-                None => self.waiting.push_back(job),
-            }
+    }
+
+    /// Hands a job to the engine, which has a queue of its own.
+    fn begin(&mut self, job: Box<Job>) {
+        let id = self.next_job;
+        self.next_job += 1;
+        self.metrics.add_prompt_tokens(job.prompt.len());
+        self.live.insert(id, Live { job, samples: Vec::new(), has_begun: false, has_token: false });
+        if let Err(error) = self.start_samples(id) {
+            self.fail(id, Failure::Runtime(error.to_string()));
         }
     }
 
-    /// Hands waiting jobs to the engine, which has a queue of its own.
-    fn admit(&mut self) {
-        let mut n_shared = self.live.values().filter(|it| it.prefix.is_some()).count();
-        let mut still_waiting = VecDeque::new();
-        while let Some(job) = self.waiting.pop_front() {
-            let is_shared = self.n_shareable(&job) > 0;
-            if is_shared && n_shared >= self.shared_max {
-                still_waiting.push_back(job);
-                continue;
-            }
-            n_shared += usize::from(is_shared);
-            let id = self.next_job;
-            self.next_job += 1;
-            self.metrics.add_prompt_tokens(job.prompt.len());
-            self.live.insert(id, Live { job, prefix: None, samples: Vec::new(), has_begun: false, has_token: false });
-            let started = if is_shared { self.run_prompt(id) } else { self.start_samples(id) };
-            if let Err(error) = started {
-                self.fail(id, Failure::Runtime(error.to_string()));
-            }
-        }
-        self.waiting = still_waiting;
-    }
-
-    /// Tokens of whole pages that a job's answers can share; a page that is not full would be copied for each.
-    fn n_shareable(&mut self, job: &Job) -> usize {
-        let page_tokens = self.engine.decoder().page_tokens();
-        // The prompt's last token always runs, since its logits choose the first new one.
-        let n_tokens = if job.draws.len() > 1 { job.prompt.len().saturating_sub(1) } else { 0 };
-        n_tokens / page_tokens * page_tokens
-    }
-
-    /// Runs the prompt once for all answers; the token that comes of it is of no use.
-    fn run_prompt(&mut self, id: u64) -> Result<(), ModelError> {
-        let Some(live) = self.live.get_mut(&id) else { return Ok(()) };
-        let sequence = self.engine.decoder().open_sequence();
-        let mut request = Request::new(live.job.prompt.clone(), 1, Sampling::greedy());
-        request.sequence = Some(sequence);
-        let request = self.engine.submit(request).inspect_err(|_| self.engine.decoder().close(sequence))?;
-        live.prefix = Some((request, sequence));
-        self.owners.insert(request, (id, None));
-        Ok(())
-    }
-
-    /// Submits every answer of a job, on forks of its prompt where that has run.
+    /// Submits every answer of a job. They begin as one, so the engine runs that part once.
     fn start_samples(&mut self, id: u64) -> Result<(), ModelError> {
-        let Some(live) = self.live.get(&id) else { return Ok(()) };
-        let (prefix, n_draws) = (live.prefix.map(|it| it.1), live.job.draws.len());
-        if let Some(sequence) = prefix {
-            let n_shareable = (live.job.prompt.len() - 1) / self.engine.decoder().page_tokens();
-            let n_shareable = n_shareable * self.engine.decoder().page_tokens();
-            self.engine.decoder().truncate(sequence, n_shareable)?;
-        }
+        let n_draws = self.live.get(&id).map_or(0, |it| it.job.draws.len());
         for index in 0..n_draws {
-            let sequence = match prefix {
-                Some(prefix) => self.engine.decoder().fork(prefix)?,
-                None => self.engine.decoder().open_sequence(),
-            };
+            let sequence = self.engine.decoder().open_sequence();
             let Some(live) = self.live.get_mut(&id) else { return Ok(()) };
             let draw = &live.job.draws[index];
             let (beginning, tokens) = draw.beginning.clone();
@@ -342,7 +281,7 @@ impl<D: Decode> Worker<D> {
                 text,
             }));
             let request = self.engine.submit(request)?;
-            self.owners.insert(request, (id, Some(index)));
+            self.owners.insert(request, (id, index));
             if let Some(Some(sample)) = live.samples.last_mut() {
                 sample.request = Some(request);
             }
@@ -357,31 +296,24 @@ impl<D: Decode> Worker<D> {
                     self.fail(id, Failure::Runtime(error.to_string()));
                 }
             }
-            EngineEvent::Token { request, token, logprob, top_logprobs, finish } => {
-                match self.owners.get(&request).copied() {
-                    Some((id, Some(index))) => {
-                        let token = TokenLogprob { token, logprob, alternatives: top_logprobs };
-                        self.extend(id, index, token, finish);
-                    }
-                    Some((id, None)) => {
-                        self.owners.remove(&request);
-                        if let Err(error) = self.start_samples(id) {
-                            self.fail(id, Failure::Runtime(error.to_string()));
-                        }
-                    }
-                    // Ended by a stop text, or its job has failed since this step began.
-                    None => {}
-                }
+            EngineEvent::Token { request, token, logprob, top_logprobs, finish, n_reused } => {
+                // There is none where it was ended by a stop text, or its job has failed since this step began.
+                let Some((id, index)) = self.owners.get(&request).copied() else { return };
+                let token = TokenLogprob { token, logprob, alternatives: top_logprobs };
+                self.extend(id, index, token, n_reused, finish);
             }
         }
     }
 
     /// Adds a token to an answer, and ends it after its last one.
-    fn extend(&mut self, id: u64, index: usize, token: TokenLogprob, finish: Option<Finish>) {
+    fn extend(&mut self, id: u64, index: usize, token: TokenLogprob, n_reused: usize, finish: Option<Finish>) {
         let Some(live) = self.live.get_mut(&id) else { return };
         let Some(sample) = live.samples.get_mut(index).and_then(Option::as_mut) else { return };
         sample.answer.push(token.token);
         sample.n_generated += 1;
+        if sample.n_generated == 1 {
+            self.metrics.add_reused_tokens(n_reused);
+        }
         self.metrics.add_generated_token();
         let now = Instant::now();
         match sample.last_token.replace(now) {
@@ -446,9 +378,7 @@ impl<D: Decode> Worker<D> {
     /// Takes a job out and frees all that it holds.
     fn forget(&mut self, id: u64) -> Option<Box<Job>> {
         let live = self.live.remove(&id)?;
-        let prefix = live.prefix.map(|(request, sequence)| (Some(request), sequence));
-        let samples = live.samples.into_iter().flatten().map(|it| (it.request, it.sequence));
-        for (request, sequence) in prefix.into_iter().chain(samples) {
+        for Sample { request, sequence, .. } in live.samples.into_iter().flatten() {
             if let Some(request) = request {
                 self.engine.cancel(request);
                 self.owners.remove(&request);
@@ -459,7 +389,7 @@ impl<D: Decode> Worker<D> {
     }
 
     fn show(&mut self) {
-        self.metrics.set_engine(self.waiting.len() + self.engine.n_waiting(), self.engine.n_running());
+        self.metrics.set_engine(self.engine.n_waiting(), self.engine.n_running());
         self.metrics.set_pages(self.n_pages.saturating_sub(self.engine.decoder().free_pages()), self.n_pages);
     }
 }

@@ -3,16 +3,18 @@
 //! The data of a step depends on the seed and the step alone, so a run resumes from its weights and a number.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use fsq_checkpoint::{Architecture, Checkpoint, CheckpointFiles, Dimensions, Options, StoredType};
-use fsq_environments::{Countdown, DocHop, Environment, Skill, Split};
+use fsq_environments::{AnyWorld, Countdown, DocHop, Environment, Skill, Split, in_world};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use super::further::{self, Further, FurtherText, habits};
 use super::run::{Report, StageRun, Watch};
-use super::text::{TextStep, skill_weight};
+use super::text::{TextStep, skill_weight, training_tasks};
 use crate::stages::Schedule;
 use crate::text::{Logged, Piece, drill, encode, filler, named, recall, word_list};
 use crate::vocabulary::{BOS, CHAT_TEMPLATE, END};
@@ -23,6 +25,8 @@ const COUNTDOWN_SKILLS: [(Skill, f64); 3] =
     [(Skill { epsilon: 0.05 }, 0.6), (Skill { epsilon: 0.3 }, 0.25), (Skill { epsilon: 1.0 }, 0.15)];
 const DOCHOP_SKILLS: [(Skill, f64); 3] =
     [(Skill { epsilon: 0.02 }, 0.6), (Skill { epsilon: 0.2 }, 0.25), (Skill { epsilon: 0.6 }, 0.15)];
+const FURTHER_SKILLS: [(Skill, f64); 3] =
+    [(Skill { epsilon: 0.05 }, 0.6), (Skill { epsilon: 0.2 }, 0.25), (Skill { epsilon: 0.6 }, 0.15)];
 /// Share of the episodes that stand in the corpus as bare logs. A base that has seen what follows a move only behind
 /// turn marks does not find it again inside a turn of its own.
 const LOG_EPISODES: f64 = 0.4;
@@ -54,6 +58,9 @@ pub struct BaseConfig {
     pub batch_tokens: usize,
     /// Shares of the batch's tokens: Countdown, DocHop, drills.
     pub mix: [f64; 3],
+    /// What is taken of further worlds, in all steps: `dagmath`, `slipgrid`, and `own` for the run's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub further: BTreeMap<String, FurtherText>,
     /// From this step on, many a conversation names its action before it takes it.
     pub aloud_from: usize,
     /// Learning rate.
@@ -89,10 +96,11 @@ impl BaseConfig {
         }
     }
 
-    /// Shares of a step's tokens: Countdown, DocHop, copy drills, recall drills.
-    fn shares(&self, step: usize) -> [f64; 4] {
+    /// Shares of a step's tokens: Countdown, DocHop, copy drills, recall drills, further worlds.
+    fn shares(&self, step: usize, further: &[Further<'_, FurtherText>]) -> Vec<f64> {
         let [countdown, dochop, drills] = self.mix;
-        if step < self.steps { [countdown, dochop, drills, 0.0] } else { self.recall.mix }
+        let own = if step < self.steps { [countdown, dochop, drills, 0.0] } else { self.recall.mix };
+        own.into_iter().chain(further.iter().map(|it| it.taken.share)).collect()
     }
 
     /// The sizes with a vocabulary.
@@ -116,13 +124,15 @@ impl BaseConfig {
     }
 }
 
-/// Trains a base, or goes on with one, and writes it to `run.merged()` in 16 bits.
+/// Trains a base, or goes on with one, and writes it to `run.merged()` in 16 bits. `own` is the run's own world, if it
+/// has one.
 ///
 /// # Errors
 /// When data, graph or files fail; the saved state stays.
 pub fn run(
     config: &BaseConfig,
     run: &mut StageRun,
+    own: Option<&AnyWorld>,
     seed: u64,
     threads: usize,
     watch: &mut Watch<'_>,
@@ -130,16 +140,25 @@ pub fn run(
     if run.is_done() {
         return Ok(());
     }
-    let words = word_list();
+    if config.recall.mix[3] > 0.0 && config.mix[0] + config.mix[1] <= 0.0 {
+        let (field, expected) = ("base.recall.mix".into(), "no recall drills without Countdown or DocHop".into());
+        return Err(TrainError::Config { field, expected, found: config.recall.mix[3].to_string() });
+    }
+    let further = further::further("base.further", &config.further, own)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let vocabulary = Vocabulary::learn(&corpus(&words, &mut rng), config.vocabulary)?;
+    let (words, corpus) = words_and_corpus(&further, &mut rng)?;
+    let vocabulary = Vocabulary::learn(&corpus, config.vocabulary)?;
     let dimensions = config.dimensions(vocabulary.size());
     let policy = TrainablePolicy::fresh(dimensions.clone(), &mut rng, threads)?;
     let mut optimizer = optimizer();
     let done = run.resume(&policy, &mut optimizer)?;
     let steps = config.steps + config.recall.steps;
     for step in done..steps {
-        let batch = batch(config, &vocabulary, &words, config.data_seed, step)?;
+        let batch = batch(config, &further, (&vocabulary, &words), step);
+        if matches!(batch, Err(TrainError::Environment(_))) {
+            run.save(&policy, &optimizer, true)?;
+        }
+        let batch = batch?;
         let rate = config.rate(step);
         let loss = self::step(&policy, &mut optimizer, &batch, step, rate)?;
         run.log(&TextStep { step: step + 1, loss, tokens: batch.tokens.len() })?;
@@ -158,10 +177,23 @@ pub fn run(
     Ok(())
 }
 
-/// The text that the vocabulary is learnt from: every word of every stage, and some episodes.
-fn corpus(words: &[String], rng: &mut ChaCha8Rng) -> Vec<String> {
+/// Every word of every stage, and the text that the vocabulary is learnt from: these words, and some episodes.
+fn words_and_corpus(
+    further: &[Further<'_, FurtherText>],
+    rng: &mut ChaCha8Rng,
+) -> Result<(Vec<String>, Vec<String>), TrainError> {
+    let mut words = word_list();
+    let mut beyond = Vec::new();
+    for it in further {
+        // From a stream of its own: what the two first worlds give does not depend on others.
+        let mut episodes = Vec::new();
+        let mut rng = ChaCha8Rng::seed_from_u64(beyond.len() as u64);
+        in_world!(it.world(), it => add_episodes(it, 300, &mut episodes, &mut rng));
+        words.append(&mut further::words(it.world(), &episodes)?);
+        beyond.append(&mut episodes);
+    }
     let mut corpus = Vec::new();
-    for word in words {
+    for word in &words {
         corpus.extend(std::iter::repeat_n(format!("{word} {word}"), 20));
     }
     for percent in (0..=20).map(|it| 5 * it) {
@@ -169,7 +201,8 @@ fn corpus(words: &[String], rng: &mut ChaCha8Rng) -> Vec<String> {
     }
     add_episodes(&Countdown, 800, &mut corpus, rng);
     add_episodes(&DocHop, 600, &mut corpus, rng);
-    corpus
+    corpus.append(&mut beyond);
+    Ok((words, corpus))
 }
 
 fn add_episodes<E: Environment>(world: &E, count: usize, corpus: &mut Vec<String>, rng: &mut ChaCha8Rng) {
@@ -182,29 +215,34 @@ fn add_episodes<E: Environment>(world: &E, count: usize, corpus: &mut Vec<String
 /// One step's data.
 ///
 /// # Errors
-/// When the tokenizer refuses.
-pub fn batch(
+/// When the tokenizer refuses, or a user's world cannot go on.
+fn batch(
     config: &BaseConfig,
-    vocabulary: &Vocabulary,
-    words: &[String],
-    seed: u64,
+    further: &[Further<'_, FurtherText>],
+    (vocabulary, words): (&Vocabulary, &[String]),
     step: usize,
 ) -> Result<Batch, TrainError> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = ChaCha8Rng::seed_from_u64(config.data_seed);
     rng.set_stream(step as u64 + 1);
     let aloud = if step < config.aloud_from { 0.0 } else { ALOUD_EPISODES };
     let mut sequences: Vec<Sequence> = Vec::new();
-    let shares = config.shares(step);
-    let mut counted = [0usize; 4];
+    let shares = config.shares(step, further);
+    let mut counted = vec![0usize; shares.len()];
     while counted.iter().sum::<usize>() < config.batch_tokens {
         // Whichever kind lags its share most comes next.
         let lag = |it: &usize| shares[*it] / (1.0 + to_f64(counted[*it]));
-        let kind = (0..4).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
+        let kind = (0..shares.len()).max_by(|a, b| lag(a).total_cmp(&lag(b))).unwrap_or(0);
         let mut made = match kind {
             0 => episodes(&Countdown, &COUNTDOWN_SKILLS, 1, (0.3, aloud), vocabulary, &mut rng)?,
             1 => episodes(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, (0.1, aloud), vocabulary, &mut rng)?,
             2 => vec![encode(&drill(words, &mut rng), vocabulary, weight_of(0.0, 1.0))?],
-            _ => match rng.random_bool(config.mix[0] / (config.mix[0] + config.mix[1])) {
+            4.. => {
+                let world = further[kind - 4].world();
+                let (count, answer_weight) = habits(world);
+                let weights = (answer_weight, aloud);
+                in_world!(world, it => episodes(it, &FURTHER_SKILLS, count, weights, vocabulary, &mut rng))?
+            }
+            3 => match rng.random_bool(config.mix[0] / (config.mix[0] + config.mix[1])) {
                 true => recalls(&Countdown, &COUNTDOWN_SKILLS, 1, vocabulary, &mut rng)?,
                 false => recalls(&DocHop, &DOCHOP_SKILLS, DOCHOP_TASKS, vocabulary, &mut rng)?,
             },
@@ -224,7 +262,7 @@ fn episodes<E: Environment>(
     vocabulary: &Vocabulary,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Sequence>, TrainError> {
-    let tasks = world.tasks(Split::Train, rng.random(), count);
+    let tasks = training_tasks(world, rng.random(), count)?;
     let mut made = Vec::with_capacity(count);
     for task in tasks {
         let logged = Logged::play(world, task, skills, false, rng);
@@ -242,6 +280,7 @@ fn episodes<E: Environment>(
         let own = skill_weight(logged.skill);
         made.push(encode(&script, vocabulary, weight_of(answer_weight, own))?);
     }
+    world.check()?;
     Ok(made)
 }
 

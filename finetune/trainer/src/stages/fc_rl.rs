@@ -17,14 +17,19 @@
 //! The confidence token itself gets the exact gradient of `(q − I)²`, in episodes of fresh tasks that are played as a
 //! deployed policy plays them, greedily: sampled episodes succeed less often, and a policy calibrated to them would
 //! be underconfident where it is used.
+//!
+//! Each of these choices is a switch of the recipe, so that a study can ask what it is worth: [`Advantages`],
+//! [`Scale`], [`ConfidenceSignal`] and what the policy's turns say ([`Turns`]).
 
-use std::collections::HashMap;
+mod config;
+mod rewards;
+
 use std::sync::Arc;
 
-use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, HealthLimits, Sample};
+use fsq_calibrate::alarms::{Alarm, BatchHealth, Health, Sample};
 use fsq_calibrate::metrics::{Metrics, Outcome};
 use fsq_checkpoint::Checkpoint;
-use fsq_environments::{Countdown, DocHop, Environment, Split};
+use fsq_environments::{AnyWorld, Environment, in_world};
 use fsq_episodes::{Episode, Format, GridAnswers, PlayOptions, Protocol, play};
 use fsq_gguf::Gguf;
 use fsq_model::{AdapterId, DecoderOptions, KvFormat, LoadedPolicy};
@@ -33,69 +38,40 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use super::further::{FurtherTasks, further};
 use super::run::{Report, StageRun, Watch};
-use super::schedule::Schedule;
-use super::text::tagged_traces;
-use crate::{
-    AdamW, AdamWConfig, Batch, Confidence, LoraConfig, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary,
-};
+use super::text::{traces_of, training_tasks};
+use crate::{AdamW, AdamWConfig, Batch, Confidence, Sequence, TokenLoss, TrainError, TrainablePolicy, Vocabulary};
+
+pub use config::{Advantages, ConfidenceSignal, RlConfig, Scale};
+use rewards::Rewards;
 
 /// Where the adapter in training stands in the runtime.
 const ADAPTER: AdapterId = AdapterId(0);
-/// Longest turn; the longest the format needs is about half of it.
-const TURN_TOKENS_MAX: usize = 96;
-/// Tokens of the longest conversation that is played.
-const CONTEXT_TOKENS: usize = 512;
 /// What the surrogate is divided by, beside the number of episodes: a constant, so long texts earn nothing.
 const SPAN_TOKENS: f32 = 24.0;
 /// Clip range of the surrogate, as in DAPO.
 const CLIP: (f32, f32) = (0.2, 0.28);
 /// Below this AUROC the stated probability does not rank plans and must not steer them.
 const AUROC_MIN: f64 = 0.55;
+/// Traces of each world that hold the format.
+const TRACES: usize = 64;
 /// Steps in a row with an alarm after which the stage goes back to its last healthy adapter and stops.
 const ALARMS_MAX: usize = 3;
-
-/// FC-RL's recipe.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RlConfig {
-    /// The adapter.
-    pub lora: LoraConfig,
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Tasks of a step: Countdown, DocHop.
-    pub tasks: [usize; 2],
-    /// Episodes of each task.
-    pub group: usize,
-    /// Tasks of a step that are played greedily, once each, for the confidence: Countdown, DocHop.
-    pub calibration_tasks: [usize; 2],
-    /// Learning rate over the run.
-    pub schedule: Schedule,
-    /// Weight of the mean `(q − I)²` of the greedy episodes beside the mean surrogate of the sampled ones.
-    pub confidence_weight: f32,
-    /// Weight of fidelity in the reward.
-    pub fidelity_weight: f32,
-    /// Weight of the stated probability in the policy span's advantage.
-    pub signal_weight: f32,
-    /// Weight of a few FE-SFT traces in every step, which hold the format.
-    pub format_weight: f32,
-    /// When to sound an alarm.
-    pub limits: HealthLimits,
-}
 
 /// One step, for the metrics.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RlStep {
     /// Steps done.
     pub step: usize,
-    /// Success of the sampled episodes, by world.
-    pub success: [f64; 2],
+    /// Success of the sampled episodes, by world: Countdown, DocHop, then further ones in the order of their names.
+    pub success: Vec<f64>,
     /// Mean stated probability of the sampled episodes, by world.
-    pub stated: [f64; 2],
+    pub stated: Vec<f64>,
     /// Success of the greedy episodes, by world.
-    pub greedy_success: [f64; 2],
+    pub greedy_success: Vec<f64>,
     /// Mean stated probability of the greedy episodes, by world.
-    pub greedy_stated: [f64; 2],
+    pub greedy_stated: Vec<f64>,
     /// Brier score of the greedy episodes.
     pub brier: f64,
     /// Share of well-formed turns.
@@ -115,7 +91,26 @@ pub struct RlStep {
 /// A group's episodes: `group` rollouts of one task.
 type Group = Vec<Episode>;
 
-/// Runs FC-RL from a checkpoint to `run.merged()`, or returns at once if it is there.
+/// A world and what a step plays of it.
+#[derive(Clone, Copy)]
+struct Played<'a> {
+    world: &'a AnyWorld,
+    tasks: usize,
+    calibration_tasks: usize,
+}
+
+impl Played<'_> {
+    /// Most episodes that are played at once.
+    fn episodes_max(&self, group: usize) -> usize {
+        (self.tasks * group).max(self.calibration_tasks)
+    }
+}
+
+/// What a step played: the groups and the greedy episodes of each world.
+type OfWorlds = Vec<(Vec<Group>, Group)>;
+
+/// Runs FC-RL from a checkpoint to `run.merged()`, or returns at once if it is there. `own` is the run's own world, if
+/// it has one.
 ///
 /// # Errors
 /// When the runtime, graph or files fail; the saved state stays.
@@ -123,6 +118,7 @@ pub fn run(
     config: &RlConfig,
     from: &Checkpoint,
     run: &mut StageRun,
+    own: Option<&AnyWorld>,
     seed: u64,
     threads: usize,
     watch: &mut Watch<'_>,
@@ -130,7 +126,16 @@ pub fn run(
     if run.is_done() {
         return Ok(());
     }
-    let mut learner = Learner::new(config, from, run, seed, threads)?;
+    config.check()?;
+    let further = further("fc-rl.further", &config.further, own)?;
+    let ours = [&AnyWorld::Countdown, &AnyWorld::DocHop].into_iter().zip(config.tasks).zip(config.calibration_tasks);
+    let ours = ours.map(|((world, tasks), calibration_tasks)| Played { world, tasks, calibration_tasks });
+    let beyond = further.iter().map(|it| {
+        let FurtherTasks { tasks, calibration_tasks } = it.taken;
+        Played { world: it.world(), tasks, calibration_tasks }
+    });
+    let worlds: Vec<Played<'_>> = ours.chain(beyond).collect();
+    let mut learner = Learner::new(config, &worlds, from, run, seed, threads)?;
     let done = run.resume(&learner.policy, &mut learner.optimizer)?;
     learner.replay_health(&run.metrics()?);
     for step in done..config.steps {
@@ -145,7 +150,7 @@ pub fn run(
         run.save(&learner.policy, &learner.optimizer, true)?;
         learner.keep_if_healthy(run, line.alarms.is_empty())?;
     }
-    if learner.n_alarmed >= ALARMS_MAX {
+    if learner.is_ended() {
         learner.go_back(run)?;
     }
     let adapter = learner.policy.adapter()?.ok_or_else(|| TrainError::MissingModule("adapter".into()))?;
@@ -154,13 +159,15 @@ pub fn run(
 
 fn shown(line: &RlStep) -> String {
     let alarm = line.alarms.first().map_or(String::new(), |it| format!("  alarm: {it}"));
-    let [countdown, dochop] = line.success;
-    format!("success {countdown:.2} / {dochop:.2}  Brier {:.3}  fidelity {:.2}{alarm}", line.brier, line.fidelity)
+    let success: Vec<String> = line.success.iter().map(|it| format!("{it:.2}")).collect();
+    let (success, brier, fidelity) = (success.join(" / "), line.brier, line.fidelity);
+    format!("success {success}  Brier {brier:.3}  fidelity {fidelity:.2}{alarm}")
 }
 
 /// Everything that the steps share.
 struct Learner<'a> {
     config: &'a RlConfig,
+    worlds: &'a [Played<'a>],
     policy: TrainablePolicy,
     optimizer: AdamW,
     runtime: LoadedPolicy,
@@ -175,6 +182,7 @@ struct Learner<'a> {
 impl<'a> Learner<'a> {
     fn new(
         config: &'a RlConfig,
+        worlds: &'a [Played<'a>],
         from: &Checkpoint,
         run: &StageRun,
         seed: u64,
@@ -183,17 +191,21 @@ impl<'a> Learner<'a> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let policy = TrainablePolicy::adapted(from, &config.lora, &mut rng, threads)?;
         let constants = AdamWConfig { weight_decay: 0.0, clip_norm: 0.5, ..AdamWConfig::LLAMA };
-        let most = |world: usize| (config.tasks[world] * config.group).max(config.calibration_tasks[world]);
-        let episodes = most(0).max(most(1));
-        let runtime = sampling_runtime(from, run, threads, episodes)?;
+        let episodes = worlds.iter().map(|it| it.episodes_max(config.group)).max().unwrap_or(0);
+        let runtime = sampling_runtime(from, run, threads, episodes, config.context_tokens)?;
         let vocabulary = Vocabulary::from_json(&from.tokenizer_json)?;
-        let mut traces = tagged_traces(&Countdown, 64, &vocabulary, seed)?;
-        traces.append(&mut tagged_traces(&DocHop, 64, &vocabulary, seed)?);
+        // Of the worlds that are played alone: the others' format is none of this run's.
+        let mut traces = Vec::new();
+        for played in worlds.iter().filter(|it| it.tasks > 0) {
+            let made = in_world!(played.world, it => traces_of(it, config.turns, TRACES, &vocabulary, seed));
+            traces.append(&mut made?);
+        }
         let answers = GridAnswers::new(&runtime.tokenizer);
         let single = answers.single_tokens().ok_or(TrainError::GridTokens)?;
         let levels = single.iter().enumerate().map(|(level, token)| (*token, to_f32(level) / 20.0));
         Ok(Self {
             config,
+            worlds,
             policy,
             optimizer: AdamW::new(constants),
             runtime,
@@ -206,6 +218,11 @@ impl<'a> Learner<'a> {
         })
     }
 
+    /// Whether alarms have ended the stage.
+    fn is_ended(&self) -> bool {
+        self.config.alarms_end && self.n_alarmed >= ALARMS_MAX
+    }
+
     /// Brings alarms and the gate on `w` to where a killed run had them.
     fn replay_health(&mut self, lines: &[RlStep]) {
         for line in lines {
@@ -216,22 +233,27 @@ impl<'a> Learner<'a> {
 
     fn step(&mut self, step: usize) -> Result<RlStep, TrainError> {
         self.runtime.decoder.set_adapter(ADAPTER, self.policy.adapter()?.as_ref())?;
-        let countdown = self.groups(&Countdown, self.config.tasks[0], step)?;
-        let dochop = self.groups(&DocHop, self.config.tasks[1], step)?;
-        let greedy = [self.greedy(&Countdown, 0, step)?, self.greedy(&DocHop, 1, step)?];
-        let mut line = self.summary(step, &countdown, &dochop, &greedy);
+        let mut of_worlds = OfWorlds::new();
+        for Played { world, tasks, calibration_tasks } in self.worlds.iter().copied() {
+            let groups = in_world!(world, it => self.groups(it, tasks, step))?;
+            let greedy = in_world!(world, it => self.greedy(it, calibration_tasks, step))?;
+            of_worlds.push((groups, greedy));
+        }
+        let mut line = self.summary(step, &of_worlds);
         self.auroc = smoothed(self.auroc, line.auroc);
         self.n_alarmed = if line.alarms.is_empty() { 0 } else { self.n_alarmed + 1 };
-        if self.n_alarmed >= ALARMS_MAX {
+        if self.is_ended() {
             line.stopped_at = Some((step + 1).saturating_sub(ALARMS_MAX));
             return Ok(line);
         }
-        let n_episodes = to_f32((countdown.len() + dochop.len()) * self.config.group);
+        let n_groups: usize = of_worlds.iter().map(|it| it.0.len()).sum();
+        let n_episodes = to_f32(n_groups * self.config.group);
         let mut batch = Batch::default();
-        for group in countdown.iter().chain(&dochop) {
+        for group in of_worlds.iter().flat_map(|it| &it.0) {
             self.add_group(group, &mut batch);
         }
-        let greedy: Group = greedy.into_iter().flatten().collect();
+        let is_scored = self.config.confidence == ConfidenceSignal::Brier;
+        let greedy: Group = of_worlds.into_iter().flat_map(|it| it.1).filter(|_| is_scored).collect();
         for episode in &greedy {
             self.add_confidence(episode, n_episodes / to_f32(greedy.len()), &mut batch);
         }
@@ -249,7 +271,7 @@ impl<'a> Learner<'a> {
 
     fn groups<E: Environment>(&mut self, world: &E, count: usize, step: usize) -> Result<Vec<Group>, TrainError> {
         let seed = self.seed ^ ((step as u64 + 1) << 20);
-        let tasks = world.tasks(Split::Train, seed, count);
+        let tasks = training_tasks(world, seed, count)?;
         let group = self.config.group;
         let repeated: Vec<E::Task> = tasks.iter().flat_map(|it| std::iter::repeat_n(it.clone(), group)).collect();
         let mut episodes = self.play(world, &repeated, 1.0, seed)?.into_iter();
@@ -257,9 +279,9 @@ impl<'a> Learner<'a> {
     }
 
     /// One greedy episode for each of some tasks that no other step and no group sees.
-    fn greedy<E: Environment>(&mut self, world: &E, index: usize, step: usize) -> Result<Group, TrainError> {
+    fn greedy<E: Environment>(&mut self, world: &E, count: usize, step: usize) -> Result<Group, TrainError> {
         let seed = self.seed ^ ((step as u64 + 1) << 20) ^ (1 << 40);
-        let tasks = world.tasks(Split::Train, seed, self.config.calibration_tasks[index]);
+        let tasks = training_tasks(world, seed, count)?;
         self.play(world, &tasks, 0.0, seed)
     }
 
@@ -274,10 +296,10 @@ impl<'a> Learner<'a> {
             return Ok(Group::new());
         }
         let options = PlayOptions {
-            format: Format::Foresight,
+            format: self.config.turns.format(),
             temperature,
             seed,
-            turn_tokens_max: TURN_TOKENS_MAX,
+            turn_tokens_max: self.config.turn_tokens,
             batch: tasks.len(),
             adapter: Some(ADAPTER),
         };
@@ -286,25 +308,34 @@ impl<'a> Learner<'a> {
         Ok(play(world, tasks, decoder, &protocol, &options, &mut |_| ())?)
     }
 
-    fn summary(&mut self, step: usize, countdown: &[Group], dochop: &[Group], greedy: &[Group; 2]) -> RlStep {
-        let all = || countdown.iter().chain(dochop).flatten();
+    fn summary(&mut self, step: usize, of_worlds: &OfWorlds) -> RlStep {
+        let all = || of_worlds.iter().flat_map(|it| &it.0).flatten();
         let outcomes: Vec<Outcome> = all().filter_map(Episode::outcome).collect();
-        let greedy_outcomes: Vec<Outcome> = greedy.iter().flatten().filter_map(Episode::outcome).collect();
-        let samples: Vec<Sample> = all().filter_map(sample).collect();
+        let greedy_outcomes: Vec<Outcome> =
+            of_worlds.iter().flat_map(|it| &it.1).filter_map(Episode::outcome).collect();
+        let format = self.config.turns.format();
+        let samples: Vec<Sample> = all().filter_map(|it| sample(it, format)).collect();
         let batch = BatchHealth::of(&samples);
         // The gap is what this stage is there to close, so it never stops it.
-        let alarms = self.health.observe(&batch).into_iter().filter(|it| !matches!(it, Alarm::Gap { .. }));
+        let alarms = self.health.observe(&batch).into_iter().filter(|it| match it {
+            Alarm::Gap { .. } => false,
+            Alarm::NothingToRead => format == Format::Foresight,
+            _ => true,
+        });
         let success = |groups: &[Group]| mean(groups.iter().flatten().map(|it| f64::from(u8::from(it.success))));
         let stated = |groups: &[Group]| {
             mean(groups.iter().flatten().filter_map(|it| it.steps.first()?.stated()).map(|it| it.value()))
         };
+        let sampled = |of: &dyn Fn(&[Group]) -> f64| of_worlds.iter().map(|it| of(&it.0)).collect();
+        let greedy =
+            |of: &dyn Fn(&[Group]) -> f64| of_worlds.iter().map(|it| of(std::slice::from_ref(&it.1))).collect();
         let states = all().flat_map(|it| it.fidelity(2)).flatten().map(|it| f64::from(u8::from(it)));
         RlStep {
             step: step + 1,
-            success: [success(countdown), success(dochop)],
-            stated: [stated(countdown), stated(dochop)],
-            greedy_success: [success(&greedy[..1]), success(&greedy[1..])],
-            greedy_stated: [stated(&greedy[..1]), stated(&greedy[1..])],
+            success: sampled(&success),
+            stated: sampled(&stated),
+            greedy_success: greedy(&success),
+            greedy_stated: greedy(&stated),
             brier: Metrics::of(&greedy_outcomes).brier.unwrap_or(f64::NAN).max(0.0),
             adherence: batch.adherence.unwrap_or(0.0),
             fidelity: mean(states),
@@ -317,19 +348,25 @@ impl<'a> Learner<'a> {
 
     /// Adds a group's episodes with their losses.
     fn add_group(&self, group: &Group, batch: &mut Batch) {
-        let rewards = Rewards::of(group, self.config.fidelity_weight);
-        let weight = if self.auroc.is_some_and(|it| it >= AUROC_MIN) { self.config.signal_weight } else { 0.0 };
+        let rewards = Rewards::of(group, self.config);
+        let steers = self.auroc.is_some_and(|it| it >= AUROC_MIN) && self.config.advantages == Advantages::Spans;
+        let weight = if steers { self.config.signal_weight * rewards.signal_scale() } else { 0.0 };
         for (index, episode) in group.iter().enumerate() {
             let mut losses = Vec::new();
             for (t, step) in episode.steps.iter().enumerate() {
-                let world_model = rewards.world_model_advantage(index, t);
-                let policy = rewards.outcome_advantage(index) + weight * 0.5 * rewards.signal(index, t);
+                let policy = rewards.outcome_advantage(index) + weight * rewards.signal(index, t);
                 let confidence = step.confidence_at.filter(|_| step.distribution.is_some());
-                // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
-                let policy_from = confidence.map_or(step.tokens.end, |it| it + 2);
+                let (world_model, policy_from) = match self.config.advantages {
+                    // Without a confidence there is no policy span: the whole turn is the malformed world-model span.
+                    Advantages::Spans => {
+                        (rewards.world_model_advantage(index, t), confidence.map_or(step.tokens.end, |it| it + 2))
+                    }
+                    Advantages::Outcome => (policy, step.tokens.start),
+                };
+                let untouched = confidence.filter(|_| self.config.confidence == ConfidenceSignal::Brier);
                 for (place, sampled) in step.tokens.clone().zip(&step.log_probabilities) {
                     let advantage = if place < policy_from { world_model } else { policy };
-                    if advantage != 0.0 && Some(place) != confidence {
+                    if advantage != 0.0 && Some(place) != untouched {
                         losses.push((
                             place - 1,
                             TokenLoss::Surrogate {
@@ -365,7 +402,7 @@ impl<'a> Learner<'a> {
     /// Adds a few FE-SFT traces, weighed so that all of them together count as `format_weight` an episode.
     fn add_traces(&self, step: usize, n_episodes: f32, batch: &mut Batch) {
         const COUNT: usize = 6;
-        if self.config.format_weight == 0.0 {
+        if self.config.format_weight == 0.0 || self.traces.is_empty() {
             return;
         }
         let picked: Vec<&Sequence> =
@@ -406,6 +443,7 @@ fn sampling_runtime(
     run: &StageRun,
     threads: usize,
     episodes: usize,
+    context_tokens: usize,
 ) -> Result<LoadedPolicy, TrainError> {
     let path = run.folder().join("sampling-F32.gguf");
     let provenance = Provenance::of("fsq", from, &[], None)?;
@@ -413,7 +451,7 @@ fn sampling_runtime(
     encoded.draft.publish()?;
     let options = DecoderOptions {
         threads,
-        context_tokens: CONTEXT_TOKENS,
+        context_tokens,
         kv: KvFormat::F16,
         // Reading what is stated forks each sequence.
         max_sequences: 2 * episodes,
@@ -421,12 +459,12 @@ fn sampling_runtime(
     Ok(LoadedPolicy::load(&Gguf::open(&path)?, options)?)
 }
 
-fn sample(episode: &Episode) -> Option<Sample> {
+fn sample(episode: &Episode, format: Format) -> Option<Sample> {
     let first = episode.steps.first()?;
     let stated = first.stated().map_or(0.0, |it| it.value());
     let outcome = f64::from(u8::from(episode.success));
     Some(Sample {
-        well_formed: episode.steps.iter().all(|it| it.well_formed(Format::Foresight)),
+        well_formed: episode.steps.iter().all(|it| it.well_formed(format)),
         distribution: first.distribution.clone(),
         reward: outcome - (stated - outcome).powi(2),
         success: episode.success,
@@ -444,75 +482,6 @@ fn smoothed(before: Option<f64>, now: Option<f64>) -> Option<f64> {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0.0), |(sum, n), it| (sum + it, n + 1.0));
     if n > 0.0 { sum / n } else { 0.0 }
-}
-
-/// A group's rewards and stated probabilities, by rollout and step.
-struct Rewards {
-    world_model: Vec<Vec<f32>>,
-    stated: Vec<Vec<Option<f32>>>,
-    outcome: Vec<f32>,
-    /// Of all steps, for steps that hardly anyone reached.
-    by_step: HashMap<usize, Vec<f32>>,
-}
-
-impl Rewards {
-    fn of(group: &Group, fidelity_weight: f32) -> Self {
-        let mut rewards =
-            Self { world_model: Vec::new(), stated: Vec::new(), outcome: Vec::new(), by_step: HashMap::new() };
-        for episode in group {
-            let outcome = f32::from(u8::from(episode.success));
-            let mut of_steps = Vec::new();
-            let mut stated = Vec::new();
-            for (t, step) in episode.steps.iter().enumerate() {
-                #[expect(clippy::cast_possible_truncation, reason = "a probability")]
-                let q = step.stated().map(|it| it.value() as f32);
-                let truths: Vec<f64> = step.fidelity.iter().flatten().map(|it| f64::from(u8::from(*it))).collect();
-                #[expect(clippy::cast_possible_truncation, reason = "a share")]
-                let fidelity = mean(truths.into_iter()) as f32;
-                let reward = q.map_or(-1.0, |q| outcome - (q - outcome).powi(2) + fidelity_weight * fidelity);
-                rewards.by_step.entry(t).or_default().push(reward);
-                of_steps.push(reward);
-                stated.push(q);
-            }
-            let broken = episode.steps.iter().any(|it| it.fault.is_some());
-            rewards.outcome.push(outcome - if broken { 0.1 } else { 0.0 });
-            rewards.world_model.push(of_steps);
-            rewards.stated.push(stated);
-        }
-        rewards
-    }
-
-    /// Reward minus the mean of the other rollouts' at the same step; of all their steps where fewer than two reach it.
-    fn world_model_advantage(&self, index: usize, t: usize) -> f32 {
-        let own = self.world_model[index][t];
-        let peers = &self.by_step[&t];
-        let (sum, n) = if peers.len() > 2 {
-            (peers.iter().sum::<f32>() - own, peers.len() - 1)
-        } else {
-            let others = self.world_model.iter().enumerate().filter(|(it, _)| *it != index).flat_map(|(_, it)| it);
-            others.fold((0.0, 0), |(sum, n), it| (sum + it, n + 1))
-        };
-        if n == 0 { 0.0 } else { own - sum / to_f32(n) }
-    }
-
-    fn outcome_advantage(&self, index: usize) -> f32 {
-        let others = self.outcome.len() - 1;
-        if others == 0 {
-            return 0.0;
-        }
-        self.outcome[index] - (self.outcome.iter().sum::<f32>() - self.outcome[index]) / to_f32(others)
-    }
-
-    /// How much more this rollout states than its peers at the same step, in floored deviations.
-    fn signal(&self, index: usize, t: usize) -> f32 {
-        const DEVIATION_MIN: f32 = 0.1;
-        let Some(own) = self.stated[index][t] else { return 0.0 };
-        let peers: Vec<f32> = self.stated.iter().filter_map(|it| *it.get(t)?).collect();
-        let n = to_f32(peers.len());
-        let mean = peers.iter().sum::<f32>() / n;
-        let deviation = (peers.iter().map(|it| (it - mean).powi(2)).sum::<f32>() / n).sqrt();
-        ((own - mean) / deviation.max(DEVIATION_MIN)).clamp(-2.0, 2.0)
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^24")]

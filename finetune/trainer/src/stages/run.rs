@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use fsq_checkpoint::{Adapter, Checkpoint, StoredType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use super::events;
 use crate::{AdamW, TrainError, TrainablePolicy};
 
 /// How much work a kill may cost.
@@ -35,6 +37,8 @@ pub struct StageRun {
     folder: PathBuf,
     saved: Instant,
     save_every: Duration,
+    /// Metrics are written as TensorBoard's events, too.
+    has_events: bool,
 }
 
 impl StageRun {
@@ -44,7 +48,12 @@ impl StageRun {
     /// When it cannot be made.
     pub fn open(folder: &Path) -> Result<Self, TrainError> {
         std::fs::create_dir_all(folder).map_err(|it| io(folder, it))?;
-        Ok(Self { folder: folder.to_path_buf(), saved: Instant::now(), save_every: SAVE_EVERY })
+        Ok(Self { folder: folder.to_path_buf(), saved: Instant::now(), save_every: SAVE_EVERY, has_events: false })
+    }
+
+    /// Writes metrics as an event file for TensorBoard beside `metrics.jsonl`.
+    pub fn write_events(&mut self) {
+        self.has_events = true;
     }
 
     /// Lets so much time pass between two checkpoints.
@@ -114,7 +123,12 @@ impl StageRun {
         let path = self.folder.join("metrics.jsonl");
         let text = serde_json::to_string(line).map_err(|it| io(&path, it.into()))?;
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
-        file.and_then(|mut it| writeln!(it, "{text}")).map_err(|it| io(&path, it))
+        file.and_then(|mut it| writeln!(it, "{text}")).map_err(|it| io(&path, it))?;
+        if self.has_events {
+            let (path, line) = (self.folder.join(events::FILE), serde_json::to_value(line));
+            line.map_err(std::io::Error::from).and_then(|it| events::append(&path, &it)).map_err(|it| io(&path, it))?;
+        }
+        Ok(())
     }
 
     /// The metrics so far.
@@ -136,7 +150,15 @@ impl StageRun {
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
         let kept: String = text.lines().take(steps).map(|it| format!("{it}\n")).collect();
         let draft = path.with_extension("draft");
-        std::fs::write(&draft, kept).and_then(|()| std::fs::rename(&draft, &path)).map_err(|it| io(&path, it))
+        let written = std::fs::write(&draft, &kept).and_then(|()| std::fs::rename(&draft, &path));
+        written.map_err(|it| io(&path, it))?;
+        if self.has_events {
+            // The events of steps that were not kept must go, too.
+            let path = self.folder.join(events::FILE);
+            let lines: Vec<Value> = kept.lines().filter_map(|it| serde_json::from_str(it).ok()).collect();
+            events::rebuild(&path, &lines).map_err(|it| io(&path, it))?;
+        }
+        Ok(())
     }
 
     /// Writes the adapter, then the merged checkpoint in f32, and forgets the state.

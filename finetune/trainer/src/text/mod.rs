@@ -5,17 +5,21 @@
 
 mod blocks;
 mod drills;
+mod told;
 
 use fsq_environments::{Environment, Skill, play_logged, success_label};
+use fsq_episodes::Format;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::vocabulary::{ASSISTANT, BOS, END, USER};
 use crate::{Sequence, TrainError, Vocabulary};
 
 pub use blocks::{Imagined, as_foresight, keeps_to_grammar, prose, tagged};
 pub use drills::{drill, recall, word_list};
+pub use told::{Told, told};
 
 /// Continuations behind each success label.
 const LABEL_CONTINUATIONS: u32 = 16;
@@ -43,6 +47,33 @@ pub enum Piece {
     Policy,
     /// Thought and action behind a block whose first step they repeat.
     Settled,
+}
+
+/// What the policy's turns of a trace say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turns {
+    /// The tagged format.
+    #[default]
+    Foresight,
+    /// The tagged format with a confidence that says nothing: it always reads [`SILENT_PERCENT`].
+    States,
+    /// The action alone.
+    Plain,
+}
+
+/// The confidence of turns that state none.
+const SILENT_PERCENT: u8 = 50;
+
+impl Turns {
+    /// The format as which such turns are read.
+    #[must_use]
+    pub fn format(self) -> Format {
+        match self {
+            Self::Foresight | Self::States => Format::Foresight,
+            Self::Plain => Format::Plain,
+        }
+    }
 }
 
 /// Text with its origin, in order.
@@ -78,8 +109,9 @@ impl<E: Environment> Logged<E> {
         let path = play_logged(world, &task, &state, skill, rng);
         let mut steps = Vec::with_capacity(path.len());
         for (action, next) in path {
+            let made = (&state, action.as_str(), &next);
             let label_percent =
-                if labels { success_label(world, &task, &next, skill, LABEL_CONTINUATIONS, rng) } else { 0 };
+                if labels { success_label(world, &task, made, skill, LABEL_CONTINUATIONS, rng) } else { 0 };
             steps.push(LoggedStep { state, action, label_percent });
             state = next;
         }
@@ -99,12 +131,12 @@ impl<E: Environment> Logged<E> {
         self.steps[from..].iter().take(E::HORIZON).map(|it| it.action.clone()).collect()
     }
 
-    /// What the block at a step imagines: the true future, as far as the world's horizon.
+    /// What the block at a step imagines: the true future as far as it can be known, and the world's horizon.
     #[must_use]
     pub fn imagined(&self, world: &E, index: usize) -> Imagined {
-        let mut future = self.future(index);
+        let LoggedStep { state, action, .. } = &self.steps[index];
+        let mut future = world.expected_future(&self.task, state, action).unwrap_or_else(|| self.future(index));
         future.truncate(E::HORIZON);
-        let state = &self.steps[index].state;
         let lines = world.lines(&self.task, state, &future);
         // The verb is what stands between the action and the state of a line.
         let state_of = lines.first().map_or("", |it| world.state_of_line(it));
@@ -118,14 +150,23 @@ impl<E: Environment> Logged<E> {
         }
     }
 
-    /// The tagged episode: every turn in the foresight format.
+    /// The episode as a trace to be fine-tuned on.
     #[must_use]
-    pub fn tagged_script(&self, world: &E) -> Script {
+    pub fn trace(&self, world: &E, turns: Turns) -> Script {
+        match turns {
+            Turns::Foresight => self.tagged_script(world, |imagined| imagined),
+            Turns::States => self.tagged_script(world, |imagined| Imagined { percent: SILENT_PERCENT, ..imagined }),
+            Turns::Plain => self.script(world, |_| Vec::new()),
+        }
+    }
+
+    /// Every turn in the foresight format.
+    fn tagged_script(&self, world: &E, stated: impl Fn(Imagined) -> Imagined) -> Script {
         let mut script = vec![(Piece::Task, BOS.to_string())];
         for (index, step) in self.steps.iter().enumerate() {
             let origin = if index == 0 { Piece::Task } else { Piece::Answer };
             script.push((origin, format!("{USER}{}{ASSISTANT}", world.observe(&self.task, &step.state))));
-            script.extend(tagged(&self.imagined(world, index), &step.action));
+            script.extend(tagged(&stated(self.imagined(world, index)), &step.action));
         }
         script.push((Piece::Answer, format!("{USER}{}{END}", world.observe(&self.task, &self.last))));
         script

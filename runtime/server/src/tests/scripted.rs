@@ -196,6 +196,12 @@ impl Decode for ScriptedDecoder {
         let tokens = self.sequences.get(&sequence).ok_or(ModelError::UnknownSequence { sequence })?;
         Ok(self.open(tokens.clone()))
     }
+    fn share(&mut self, from: SequenceId, to: SequenceId, len: usize) -> Result<(), ModelError> {
+        let tokens = self.sequences.get(&from).ok_or(ModelError::UnknownSequence { sequence: from })?;
+        let tokens = tokens[..len].to_vec();
+        *self.sequences.get_mut(&to).ok_or(ModelError::UnknownSequence { sequence: to })? = tokens;
+        Ok(())
+    }
     fn close(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
         self.watch.n_open.store(self.sequences.len(), Ordering::SeqCst);

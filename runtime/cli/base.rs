@@ -9,15 +9,15 @@ use crate::output;
 
 /// Files of the base, by name.
 const FILES: [(&str, &[u8]); 5] = [
-    ("config.json", include_bytes!("../../../finetune/base/config.json")),
-    ("tokenizer.json", include_bytes!("../../../finetune/base/tokenizer.json")),
-    ("tokenizer_config.json", include_bytes!("../../../finetune/base/tokenizer_config.json")),
-    ("chat_template.jinja", include_bytes!("../../../finetune/base/chat_template.jinja")),
-    ("model.safetensors", include_bytes!("../../../finetune/base/model.safetensors")),
+    ("config.json", include_bytes!("../../finetune/base/config.json")),
+    ("tokenizer.json", include_bytes!("../../finetune/base/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../finetune/base/tokenizer_config.json")),
+    ("chat_template.jinja", include_bytes!("../../finetune/base/chat_template.jinja")),
+    ("model.safetensors", include_bytes!("../../finetune/base/model.safetensors")),
 ];
 
 /// Opens the base, from a folder of its own so that a person can look at it.
-pub(super) fn open(folder: &Path) -> anyhow::Result<Checkpoint> {
+pub(crate) fn open(folder: &Path) -> anyhow::Result<Checkpoint> {
     // Proved in memory first: a damaged binary must not be blamed on the folder.
     let bytes = |name: &str| FILES.iter().find(|it| it.0 == name).map_or(&[][..], |it| it.1);
     let text = |name: &str| std::str::from_utf8(bytes(name)).map(Cow::Borrowed);
