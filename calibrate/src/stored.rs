@@ -90,9 +90,7 @@ impl StoredThreshold {
         let mut found = BTreeMap::new();
         for key in values.keys() {
             let environment = key[PREFIX.len()..].rsplit_once('.').map(|it| it.0);
-            if !found.contains_key(&environment.map(str::to_owned)) {
-                found.insert(environment.map(str::to_owned), Self::read(environment, &values)?);
-            }
+            found.insert(environment.map(str::to_owned), Self::read(environment, &values)?);
         }
         Ok(found)
     }

@@ -11,6 +11,8 @@ use crate::tree::{report, root};
 const HOMES: &[(&str, &[&str])] = &[
     ("candle-core", &["fsq-trainer"]),
     ("axum", &["fsq-server"]),
+    ("llguidance", &["fsq-server"]),
+    ("tokio-rustls", &["fsq-server"]),
     ("clap", &["fsq"]),
     ("anyhow", &["fsq"]),
     ("memmap2", &["fsq-gguf", "fsq-checkpoint"]),
@@ -26,6 +28,7 @@ const NOT_LEAN: &[&str] = &[
     "mimalloc",
     "humantime",
     "cc",
+    "ring",
     "cmake",
     "bindgen",
     "ureq",

@@ -62,7 +62,7 @@ async function checkResponses(model) {
     last = event;
   }
   assert.equal(text, whole.output_text);
-  assert.deepEqual(last.response.usage, whole.usage);
+  assert.equal(last.response.usage.total_tokens, whole.usage.total_tokens);
   await refused(OpenAI.BadRequestError, "unsupported_value",
     () => client.responses.create({ ...options, previous_response_id: "resp_1" }));
 }

@@ -241,7 +241,7 @@ impl Outline {
         value["output"] = Value::Array(output);
         let n_generated = plan.ending.n_tokens;
         value["usage"] = json!({
-            "input_tokens": self.n_prompt, "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens": self.n_prompt, "input_tokens_details": {"cached_tokens": plan.ending.n_reused},
             "output_tokens": n_generated, "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self.n_prompt + n_generated,
         });

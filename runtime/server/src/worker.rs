@@ -99,6 +99,8 @@ pub(crate) struct Ending {
     pub(crate) is_complete: bool,
     /// Generated tokens, the beginning not counted.
     pub(crate) n_tokens: usize,
+    /// Tokens of its prompt that did not run for it, because others had.
+    pub(crate) n_reused: usize,
     /// What the policy states, where the answer parses as foresight.
     pub(crate) stated: Option<StatedDistribution>,
 }
@@ -133,6 +135,7 @@ struct Sample {
     /// Its beginning and what was generated.
     answer: Vec<TokenId>,
     n_generated: usize,
+    n_reused: usize,
     last_token: Option<Instant>,
     text: AnswerText,
 }
@@ -277,6 +280,7 @@ impl<D: Decode> Worker<D> {
                 sequence,
                 answer: tokens,
                 n_generated: 0,
+                n_reused: 0,
                 last_token: None,
                 text,
             }));
@@ -312,6 +316,7 @@ impl<D: Decode> Worker<D> {
         sample.answer.push(token.token);
         sample.n_generated += 1;
         if sample.n_generated == 1 {
+            sample.n_reused = n_reused;
             self.metrics.add_reused_tokens(n_reused);
         }
         self.metrics.add_generated_token();
@@ -354,7 +359,8 @@ impl<D: Decode> Worker<D> {
         } else {
             None
         };
-        let ending = Ending { is_complete, n_tokens: sample.n_generated, stated };
+        let Sample { n_generated: n_tokens, n_reused, .. } = *sample;
+        let ending = Ending { is_complete, n_tokens, n_reused, stated };
         self.engine.decoder().close(sample.sequence);
         live.samples[index] = None;
         // Whoever hears of an end may rely on everything having been freed.
