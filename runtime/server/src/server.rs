@@ -32,6 +32,9 @@ use crate::worker::{Draw, Event, Job, Order, Signals, Worker};
 /// How long connections may take to close after their answers are cut off at the end of a drain.
 const CLOSING: Duration = Duration::from_secs(2);
 
+/// Rows of a pass up to which drafts are tried unless told otherwise.
+const DRAFT_ROWS: usize = 4;
+
 /// Requests whose texts are taken apart at a time: that takes some fifty times the memory of a text.
 const READERS: usize = 2;
 /// How much shorter a text may become before it is taken apart: three letters of Korean become one.
@@ -91,6 +94,8 @@ pub struct Options {
     pub logs_requests: bool,
     /// Whether there is a web page at `/`.
     pub has_page: bool,
+    /// Rows up to which a forward pass is filled with drafts of what may come next; 0 for none. Answers are the same.
+    pub draft_rows_max: usize,
     /// What clients may ask for.
     pub limits: Limits,
 }
@@ -101,7 +106,8 @@ impl Options {
     pub fn loopback(port: u16) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let (outcomes, keys, audit) = (None, None, None);
-        Self { address, outcomes, keys, audit, logs_requests: false, has_page: false, limits: Limits::default() }
+        let (logs_requests, has_page, draft_rows_max, limits) = (false, false, DRAFT_ROWS, Limits::default());
+        Self { address, outcomes, keys, audit, logs_requests, has_page, draft_rows_max, limits }
     }
 }
 
@@ -307,7 +313,7 @@ impl Server {
         options: Options,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let Options { address, outcomes, keys, audit, logs_requests, has_page, limits } = options;
+        let Options { address, outcomes, keys, audit, logs_requests, has_page, draft_rows_max, limits } = options;
         if !address.ip().is_loopback() && keys.is_none() {
             return Err(ServerError::NotLoopback { address });
         }
@@ -325,8 +331,8 @@ impl Server {
         door.record_start(address, &policy.facts)?;
         let (shared, decoder, orders) = share(policy, limits, store, door);
         let signals = Arc::clone(&shared.signals);
-        let worker =
-            Worker::new(decoder, Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics), Arc::clone(&signals));
+        let (tokenizer, metrics) = (Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics));
+        let worker = Worker::new(decoder, draft_rows_max, tokenizer, metrics, Arc::clone(&signals));
         let engine = std::thread::Builder::new().name("fsq-engine".to_string()).spawn(move || worker.run(&orders))?;
         let (stop, stopping) = watch::channel(false);
         let serving = runtime.spawn(run(listener, shared, shutdown, stopping));
