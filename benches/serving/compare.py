@@ -147,8 +147,8 @@ def quantile(values, share):
 
 
 def summary(raw):
-    lines = ["| file | clients | server | generated tokens/s | first token p50 | p95 | first token, first round p95 | between tokens p95 |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = ["| file | clients | server | generated tokens/s | first token p50 | p95 | of first requests p95 "
+             "| between tokens p95 |", "|---|---|---|---|---|---|---|---|"]
     groups = {}
     for run in raw["runs"]:
         groups.setdefault((run["file"], run["n_clients"], run["server"]), []).append(run)

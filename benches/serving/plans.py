@@ -46,9 +46,11 @@ def main():
     parser.add_argument("--plans", type=int, default=8)
     parser.add_argument("--states", type=int, default=40)
     parser.add_argument("--tokens-max", type=int, default=256)
+    parser.add_argument("--serve-arguments", type=str.split, default=[], help="such as '--draft-rows 0'")
     options = parser.parse_args()
     command = [options.fsq, "--json", "--threads", str(options.threads), "serve", options.file]
-    server = subprocess.Popen([*command, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    command += ["--listen", "127.0.0.1:0", *options.serve_arguments]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         port = int(json.loads(server.stdout.readline())["url"].rsplit(":", 1)[1])
         some, rows = random.Random(1), []
@@ -74,7 +76,8 @@ def main():
     # At most: all of a single plan's time taken for decoding.
     byte_s = sum(it["taken_s"] for it in one) / sum(it["longest_bytes"] for it in one)
     bound_s = 2 * one_s + byte_s * statistics.mean(it["longest_bytes"] for it in several)
-    result = {"file": options.file, "threads": options.threads, "n_plans": options.plans, "n_states": len(rows),
+    result = {"file": options.file, "serve_arguments": options.serve_arguments, "threads": options.threads,
+              "n_plans": options.plans, "n_states": len(rows),
               "one_plan_s": one_s, "several_plans_s": several_s, "ratio": several_s / one_s, "bound_s": bound_s,
               "one_plan_tokens": statistics.mean(it["completion_tokens"] for it in one),
               "several_plans_tokens": statistics.mean(it["completion_tokens"] for it in several), "rows": rows}

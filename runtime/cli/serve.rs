@@ -54,6 +54,10 @@ pub(crate) struct ServeArguments {
     /// Sequences of that length that fit beside each other
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     sequences: u16,
+    /// Rows up to which a forward pass is filled with tokens that may come next, looked up in the text; 0 for none.
+    /// Answers are the same with and without; what repeats itself comes faster
+    #[arg(long, value_name = "ROWS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(..=256))]
+    draft_rows: u16,
     /// How keys and values are stored; gates judge a file with f16
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     kv: crate::policy::Kv,
@@ -137,6 +141,7 @@ mod enabled {
         options.audit.clone_from(&arguments.audit);
         options.logs_requests = arguments.log_requests;
         options.has_page = arguments.page;
+        options.draft_rows_max = usize::from(arguments.draft_rows);
         options.admin = arguments.admin;
         options.tls = tls_files(arguments);
         let scheme = if options.tls.is_some() { "https" } else { "http" };

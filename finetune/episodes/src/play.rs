@@ -76,7 +76,8 @@ pub fn play_from<E: Environment, D: Decode>(
     let running_max = options.batch.min(decoder.max_sequences() / 2).max(1);
     // Nobody waits for a token here, so passes are as long as they like.
     let (batch_tokens_max, prompt_tokens_max) = (BATCH_TOKENS, BATCH_TOKENS);
-    let engine = Engine::new(decoder, EngineOptions { running_max, batch_tokens_max, prompt_tokens_max });
+    let engine =
+        Engine::new(decoder, EngineOptions { batch_tokens_max, prompt_tokens_max, ..EngineOptions::new(running_max) });
     let done = tasks.iter().map(|_| None).collect();
     let mut player =
         Player { world, tasks, openings, engine, protocol, options, answers, live: HashMap::new(), next: 0, done };

@@ -13,7 +13,9 @@ use crate::{
     AdapterId, Choices, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
     log_softmax, score_continuations,
 };
-use crate::{ColumnSums, Completion, Decode, Observing, Request, Sampling, Tokenizer};
+use crate::{
+    ColumnSums, Completion, Decode, Engine, EngineEvent, EngineOptions, Observing, Request, Sampling, Tokenizer,
+};
 
 /// Turns the heads of one position.
 fn turn(x: &mut [f64], position: usize, dimensions: &Dimensions) {
@@ -456,6 +458,44 @@ fn completions_do_not_depend_on_their_company() {
         assert_eq!(completion.logprobs.len(), completion.tokens.len());
         check_logprobs(&mut decoder, request, completion);
     }
+}
+
+#[test]
+fn drafts_change_no_token_and_no_bit_of_a_probability() {
+    let requests: Vec<Request> = (0..6)
+        .map(|index| {
+            let sampling = match index {
+                0 | 1 => Sampling::greedy(),
+                2 => Sampling { top_k: 3, ..Sampling::temperature(0.7, index) },
+                _ => Sampling::temperature(0.05 * index as f32, index),
+            };
+            // What repeats is drafted from.
+            let text = prompt(index, 7).repeat(5);
+            let mut request = Request::new(text, 50, sampling);
+            request.adjustments.frequency = if index == 1 { 0.1 } else { 0.0 };
+            request
+        })
+        .collect();
+    let run = |draft_rows_max: usize| {
+        let options = EngineOptions { draft_rows_max, ..EngineOptions::new(3) };
+        let mut engine = Engine::new(decoder(Format::Q8_0), options);
+        for request in &requests {
+            engine.submit(request.clone()).unwrap();
+        }
+        let mut said = BTreeMap::new();
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                let EngineEvent::Token { request, token, logprob, finish, .. } = event else { panic!("{event:?}") };
+                said.entry(request).or_insert_with(Vec::new).push((token, logprob.to_bits(), finish));
+            }
+        }
+        assert_eq!(engine.decoder().free_pages(), 32);
+        (said, engine.drafts())
+    };
+    let (plain, none) = run(0);
+    let (drafted, drafts) = run(12);
+    assert_eq!(drafted, plain);
+    assert!(none.n_drafted == 0 && drafts.n_true > 0 && drafts.n_drafted > drafts.n_true, "{drafts:?}");
 }
 
 /// What sampling reported is what the policy gives those tokens.

@@ -5,6 +5,9 @@
 //! same samples from the very same logits. Since a row's numbers do not depend on the rest of its batch, none of that
 //! changes a bit of what comes out.
 
+mod draft;
+mod reuse;
+
 use std::collections::HashMap;
 
 use crate::adjust::Adjuster;
@@ -13,6 +16,7 @@ use crate::{
     AdapterId, Adjustments, Decode, EngineOptions, LogitsFor, ModelError, RequestId, Sampler, Sampling, SequenceId,
     Step, TokenId, log_softmax,
 };
+use draft::Drafting;
 
 /// A prompt and how to go on from it.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,12 +106,21 @@ struct Live {
     is_admitted: bool,
     /// An older request that runs a beginning which it shares, and the length of that.
     leader: Option<(RequestId, usize)>,
+    drafting: Drafting,
+    /// While a pass checks it: tokens at the end of `tokens` that may come next.
+    n_drafted: usize,
 }
 
 impl Live {
     /// Whether it has a place in the batch and has not sampled yet.
     fn is_in_prompt(&self) -> bool {
         self.is_admitted && self.n_generated == 0
+    }
+
+    /// Tokens that its sequence may come to hold. The last one that it generates never runs.
+    fn longest(&self, context_tokens: usize) -> usize {
+        let longest = self.request.prompt.len().saturating_add(self.request.max_tokens - 1);
+        longest.min(context_tokens - 1)
     }
 
     /// Tokens that it begins with just as another does, under the same adapter; none under different ones.
@@ -125,12 +138,24 @@ pub struct Engine<D> {
     scheduler: Scheduler,
     live: HashMap<RequestId, Live>,
     next_request: u64,
+    draft_rows_max: usize,
+    drafts: Drafts,
+}
+
+/// How drafts did since the engine was made, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drafts {
+    /// Run beside the tokens that were known.
+    pub n_drafted: u64,
+    /// Of those, what was sampled then.
+    pub n_true: u64,
 }
 
 impl<D: Decode> Engine<D> {
     /// An idle engine.
     pub fn new(decoder: D, options: EngineOptions) -> Self {
-        Self { decoder, scheduler: Scheduler::new(options), live: HashMap::new(), next_request: 0 }
+        let (scheduler, live, draft_rows_max) = (Scheduler::new(options), HashMap::new(), options.draft_rows_max);
+        Self { decoder, scheduler, live, next_request: 0, draft_rows_max, drafts: Drafts::default() }
     }
 
     /// The decoder, to score with, fork on or load adapters into between steps.
@@ -146,6 +171,11 @@ impl<D: Decode> Engine<D> {
     /// Requests that are in the batch.
     pub fn n_running(&self) -> usize {
         self.scheduler.n_running()
+    }
+
+    /// How drafts did.
+    pub fn drafts(&self) -> Drafts {
+        self.drafts
     }
 
     /// Whether a request has a place in the batch. False before that, and once it has ended.
@@ -199,6 +229,8 @@ impl<D: Decode> Engine<D> {
             sequence: request.sequence,
             is_admitted: false,
             leader: None,
+            drafting: Drafting::new(),
+            n_drafted: 0,
             request,
         };
         self.live.insert(id, live);
@@ -226,14 +258,17 @@ impl<D: Decode> Engine<D> {
         let mut events = self.admit();
         self.adopt();
         self.hand_on();
+        self.offer_drafts();
         let batch = self.scheduler.next_batch();
         if batch.is_empty() {
             return Ok(events);
         }
+        self.cut_drafts(&batch);
         let logits = match self.decoder.forward(&steps(&batch, &self.live)) {
             Err(error @ ModelError::Device(_)) => return Err(error),
             // Only a page or an adapter that its owner took away in the meantime can lead here.
             Err(error) => {
+                self.cut_drafts(&[]);
                 events.extend(self.fail(&batch, error));
                 return Ok(events);
             }
@@ -250,7 +285,7 @@ impl<D: Decode> Engine<D> {
             }
         }
         for (request, step) in ready {
-            events.extend(self.sample(request, logits.last(step)));
+            self.sample_all(request, &logits, step, &mut events);
         }
         Ok(events)
     }
@@ -259,74 +294,13 @@ impl<D: Decode> Engine<D> {
     fn note_run(&mut self, planned: &Planned) {
         let Some(live) = self.live.get_mut(&planned.request) else { return };
         live.n_run += planned.n_tokens;
-        if let Some(sequence) = live.sequence {
+        // What was drafted may not be true, so it is not for others yet.
+        if let Some(sequence) = live.sequence.filter(|_| live.n_drafted == 0) {
             self.decoder.keep(sequence);
         }
     }
 
-    /// Lets those go on that wait for a leader which has run what they share, oldest first: they may lead others.
-    fn hand_on(&mut self) {
-        let mut followers: Vec<_> = self.live.iter().filter(|it| it.1.leader.is_some()).map(|it| *it.0).collect();
-        followers.sort_unstable();
-        for id in followers {
-            let Some((leader, n_common)) = self.live.get(&id).and_then(|it| it.leader) else { continue };
-            if self.live.get(&leader).is_some_and(|it| it.n_run >= n_common) {
-                let n_shared = self.share(leader, id, n_common.min(self.live[&id].request.prompt.len() - 1));
-                self.scheduler.skip(id, n_shared);
-            }
-        }
-    }
-
-    /// Ends the waiting for a leader that has run its whole prompt. The ids of those come back whose whole prompt that
-    /// was: they sample from the leader's logits.
-    fn twins(&mut self, leader: RequestId) -> Vec<RequestId> {
-        let is_prompt = |live: &&Live| live.n_run == live.request.prompt.len();
-        let Some(n_prompt) = self.live.get(&leader).filter(is_prompt).map(|it| it.n_run) else { return Vec::new() };
-        let waits = |live: &Live| live.leader.is_some_and(|it| it.0 == leader);
-        let mut followers: Vec<_> = self.live.iter().filter(|it| waits(it.1)).map(|it| *it.0).collect();
-        followers.sort_unstable();
-        let mut twins = Vec::new();
-        for id in followers {
-            let live = &self.live[&id];
-            let n_common = live.leader.map_or(0, |it| it.1);
-            if n_common == n_prompt && live.request.prompt.len() == n_prompt {
-                let n_tokens = self.share(leader, id, n_prompt);
-                self.scheduler.advance(&[Planned { request: id, n_tokens, samples: true }]);
-                twins.push(id);
-                twins.extend(self.twins(id));
-            } else {
-                let n_shared = self.share(leader, id, n_common.min(live.request.prompt.len() - 1));
-                self.scheduler.skip(id, n_shared);
-            }
-        }
-        twins
-    }
-
-    /// Ends a request's waiting for a leader, and gives it the first tokens that the leader has run; returns how many
-    /// of them are new to it.
-    fn share(&mut self, leader: RequestId, id: RequestId, n_tokens: usize) -> usize {
-        let from = self.live.get(&leader).and_then(|it| it.sequence);
-        let Some(live) = self.live.get_mut(&id) else { return 0 };
-        live.leader = None;
-        let n_new = n_tokens.saturating_sub(live.n_run);
-        let (Some(from), Some(to)) = (from, live.sequence.filter(|_| n_new > 0)) else { return 0 };
-        let shared = self.decoder.share(from, to, n_tokens);
-        debug_assert!(shared.is_ok(), "both are open");
-        (live.n_run, live.n_reused) = (n_tokens, live.n_reused + n_new);
-        n_new
-    }
-
-    /// Lets prompts go on from pages that have been kept since they were admitted.
-    fn adopt(&mut self) {
-        for (id, live) in self.live.iter_mut().filter(|it| it.1.is_in_prompt()) {
-            let n_new = adopt(&mut self.decoder, live);
-            if n_new > 0 {
-                self.scheduler.skip(*id, n_new);
-            }
-        }
-    }
-
-    /// Samples, and ends the request when that was its last token.
+    /// Samples from one row: `[vocab]`.
     fn sample(&mut self, id: RequestId, logits: &[f32]) -> Option<EngineEvent> {
         let context_tokens = self.decoder.context_tokens();
         let live = self.live.get_mut(&id)?;
@@ -349,9 +323,6 @@ impl<D: Decode> Engine<D> {
         };
         let top_logprobs = most_probable(logits, live.request.top_logprobs);
         let n_reused = live.n_reused;
-        if finish.is_some() {
-            self.end(id);
-        }
         Some(EngineEvent::Token { request: id, token: sampled.token, logprob, top_logprobs, n_reused, finish })
     }
 
@@ -382,7 +353,7 @@ impl<D: Decode> Engine<D> {
     fn begin(&mut self, id: RequestId) -> Demand {
         let Some(live) = self.live.get_mut(&id) else { return Demand { n_prompt: 1, n_pages: 0 } };
         live.sequence.get_or_insert_with(|| self.decoder.open_sequence());
-        adopt(&mut self.decoder, live);
+        reuse::adopt_for(&mut self.decoder, live);
         let n_prompt = live.request.prompt.len() - live.n_run;
         let live = &self.live[&id];
         Demand { n_prompt, n_pages: self.pages_to_come(live) }
@@ -406,31 +377,14 @@ impl<D: Decode> Engine<D> {
         }
     }
 
-    /// Lets a request wait for an older one that is running a beginning which they share, where that saves a page or
-    /// one of the two prompts is all that they share.
-    fn follow(&mut self, id: RequestId) {
-        let Some(live) = self.live.get(&id).filter(|_| self.decoder.reuses()) else { return };
-        let older = self.live.iter().filter(|(other, it)| **other < id && it.is_in_prompt());
-        let shared = older.map(|(other, it)| (it.n_common(live), std::cmp::Reverse(*other), it.request.prompt.len()));
-        let Some((n_common, leader, n_leader)) = shared.max() else { return };
-        let saves_page = n_common >= live.n_run + self.decoder.page_tokens();
-        let is_all = n_common == n_leader.min(live.request.prompt.len());
-        if n_common > live.n_run && (saves_page || is_all) {
-            let (leader, n_outstanding_max) = (leader.0, n_leader - n_common);
-            self.scheduler.wait_behind(id, leader, n_outstanding_max);
-            self.live.entry(id).and_modify(|it| it.leader = Some((leader, n_common)));
-        }
-    }
-
     /// Free pages that running requests may still claim.
     fn promised_pages(&self) -> usize {
         self.live.values().filter(|it| it.is_admitted).map(|it| self.pages_to_come(it)).sum()
     }
 
-    /// Free pages that a request may still take. The last token that it generates never runs.
+    /// Free pages that a request may still take.
     fn pages_to_come(&self, live: &Live) -> usize {
-        let longest = live.request.prompt.len().saturating_add(live.request.max_tokens - 1);
-        let n_tokens = longest.min(self.decoder.context_tokens() - 1) - live.n_run;
+        let n_tokens = live.longest(self.decoder.context_tokens()) - live.n_run;
         live.sequence.map_or(0, |it| self.decoder.pages_to_grow(it, n_tokens))
     }
 
@@ -469,14 +423,6 @@ impl<D: Decode> Engine<D> {
     }
 }
 
-/// Extends a request's sequence by pages that are kept for its prompt; returns by how many tokens.
-fn adopt<D: Decode>(decoder: &mut D, live: &mut Live) -> usize {
-    let Some(sequence) = live.sequence.filter(|_| decoder.reuses()) else { return 0 };
-    let n_new = decoder.adopt(sequence, &live.request.prompt, live.request.adapter).saturating_sub(live.n_run);
-    (live.n_run, live.n_reused) = (live.n_run + n_new, live.n_reused + n_new);
-    n_new
-}
-
 /// The planned parts as steps over the tokens of their requests.
 fn steps<'a>(batch: &[Planned], live: &'a HashMap<RequestId, Live>) -> Vec<Step<'a>> {
     let step = |planned: &Planned| {
@@ -484,7 +430,11 @@ fn steps<'a>(batch: &[Planned], live: &'a HashMap<RequestId, Live>) -> Vec<Step<
         Some(Step {
             sequence: live.sequence?,
             tokens: live.tokens.get(live.n_run..live.n_run + planned.n_tokens)?,
-            logits: if planned.samples { LogitsFor::Last } else { LogitsFor::None },
+            logits: match planned.samples {
+                true if live.n_drafted > 0 => LogitsFor::All,
+                true => LogitsFor::Last,
+                false => LogitsFor::None,
+            },
             adapter: live.request.adapter,
         })
     };

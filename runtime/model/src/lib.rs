@@ -42,7 +42,7 @@ pub use choices::Choices;
 pub use config::read as read_dimensions;
 pub use decode::{AdapterId, Decode, Logits, LogitsFor, SequenceId, Step, TokenId};
 pub use decoder::{Decoder, DecoderOptions};
-pub use engine::{Engine, EngineEvent, Finish, Request};
+pub use engine::{Drafts, Engine, EngineEvent, Finish, Request};
 pub use error::ModelError;
 pub use fsq_kernels::KvFormat;
 pub use generate::{Completion, generate_batch, score_continuations};

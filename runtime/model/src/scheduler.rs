@@ -8,6 +8,8 @@
 //!   most `prompt_tokens_max` of a pass, so that the pass stays short; a longer prompt runs in pieces.
 //! - The oldest prompt gets at least one token in every pass. Prompts run in order of arrival, but for those that
 //!   wait behind an older one which runs a beginning that they share. So everybody's end comes nearer in every pass.
+//! - Drafts, which may come to nothing, only fill passes in which no prompt is due, and only up to `draft_rows_max`
+//!   rows: beyond that a row costs time of its own.
 //! - A request waits only behind an older one that is running its prompt, and no longer than that one has the
 //!   shared part outstanding. When the older one samples or ends, nobody waits behind it any more.
 //! - Requests are admitted in order of arrival, and one only when the pages of its longest possible outcome are free
@@ -31,13 +33,16 @@ pub struct EngineOptions {
     pub batch_tokens_max: usize,
     /// Tokens of prompts in a pass in which others decode, and wait for it to end.
     pub prompt_tokens_max: usize,
+    /// Rows up to which a pass without prompts is filled with drafts of tokens that may come next; 0 for none.
+    /// What comes out is the same with and without them.
+    pub draft_rows_max: usize,
 }
 
 impl EngineOptions {
     /// So many requests beside each other, in passes of the usual size.
     #[must_use]
     pub fn new(running_max: usize) -> Self {
-        Self { running_max, batch_tokens_max: 512, prompt_tokens_max: 128 }
+        Self { running_max, batch_tokens_max: 512, prompt_tokens_max: 128, draft_rows_max: 0 }
     }
 }
 
@@ -54,7 +59,7 @@ pub(crate) struct Demand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Planned {
     pub(crate) request: RequestId,
-    /// How many of its outstanding tokens run.
+    /// How many of its outstanding tokens run, and behind them of its draft.
     pub(crate) n_tokens: usize,
     /// Whether a token is sampled after them.
     pub(crate) samples: bool,
@@ -75,6 +80,8 @@ struct Running {
     n_outstanding: usize,
     /// Whether it has sampled.
     is_decoding: bool,
+    /// Tokens that may come next, if it decodes.
+    n_drafted: usize,
     behind: Option<Behind>,
 }
 
@@ -119,7 +126,7 @@ impl Scheduler {
         let Some(request) = self.next_to_admit().filter(|_| fits) else { return false };
         self.waiting.pop_front();
         let n_outstanding = demand.n_prompt;
-        self.running.push(Running { request, n_outstanding, is_decoding: false, behind: None });
+        self.running.push(Running { request, n_outstanding, is_decoding: false, n_drafted: 0, behind: None });
         true
     }
 
@@ -139,11 +146,23 @@ impl Scheduler {
         }
     }
 
-    /// The next pass: one token of every decoding request, then prompts in order of arrival.
+    /// Offers so many drafted tokens of a decoding request for the next pass.
+    pub(crate) fn offer(&mut self, request: RequestId, n_drafted: usize) {
+        self.running.iter_mut().filter(|it| it.request == request).for_each(|it| it.n_drafted = n_drafted);
+    }
+
+    /// The next pass: one token of every decoding request, then prompts in order of arrival, or else drafts.
     pub(crate) fn next_batch(&self) -> Vec<Planned> {
-        let all = |running: &Running| Planned { request: running.request, n_tokens: 1, samples: true };
-        let mut batch: Vec<Planned> = self.running.iter().filter(|it| it.is_decoding).map(all).collect();
-        let mut room = self.options.batch_tokens_max.max(self.options.running_max + 1) - batch.len();
+        let n_decoding = self.running.iter().filter(|it| it.is_decoding).count();
+        let has_prompt = self.running.iter().any(|it| !it.is_decoding && !self.is_waiting(it));
+        let mut draft_room = if has_prompt { 0 } else { self.options.draft_rows_max.saturating_sub(n_decoding) };
+        let decoding = |running: &Running| {
+            let n_drafted = running.n_drafted.min(draft_room);
+            draft_room -= n_drafted;
+            Planned { request: running.request, n_tokens: 1 + n_drafted, samples: true }
+        };
+        let mut batch: Vec<Planned> = self.running.iter().filter(|it| it.is_decoding).map(decoding).collect();
+        let mut room = self.options.batch_tokens_max.max(self.options.running_max + 1) - n_decoding;
         if !batch.is_empty() {
             room = room.min(self.options.prompt_tokens_max.max(1));
         }
@@ -173,6 +192,7 @@ impl Scheduler {
             for running in self.running.iter_mut().filter(|it| it.request == planned.request) {
                 running.n_outstanding = if planned.samples { 1 } else { running.n_outstanding - planned.n_tokens };
                 running.is_decoding |= planned.samples;
+                running.n_drafted = 0;
                 running.behind = None;
             }
             if planned.samples {
@@ -202,7 +222,8 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    const OPTIONS: EngineOptions = EngineOptions { running_max: 3, batch_tokens_max: 8, prompt_tokens_max: 6 };
+    const OPTIONS: EngineOptions =
+        EngineOptions { running_max: 3, batch_tokens_max: 8, prompt_tokens_max: 6, draft_rows_max: 5 };
 
     fn planned(request: u64, n_tokens: usize, samples: bool) -> Planned {
         Planned { request: RequestId(request), n_tokens, samples }
@@ -244,6 +265,20 @@ mod tests {
         assert_eq!(scheduler.next_to_admit(), Some(RequestId(1)));
         assert!(scheduler.admit(Demand { n_prompt: 1, n_pages: 1 }, 1));
         assert_eq!((scheduler.n_waiting(), scheduler.n_running()), (0, 1));
+    }
+
+    #[test]
+    fn drafts_fill_what_is_left_where_no_prompt_is_due() {
+        let mut scheduler = running(&[1, 1, 9]);
+        scheduler.advance(&scheduler.next_batch());
+        scheduler.offer(RequestId(0), 2);
+        scheduler.offer(RequestId(1), 2);
+        assert_eq!(scheduler.next_batch(), [planned(0, 1, true), planned(1, 1, true), planned(2, 3, true)]);
+        scheduler.remove(RequestId(2));
+        let batch = scheduler.next_batch();
+        assert_eq!(batch, [planned(0, 3, true), planned(1, 2, true)]);
+        scheduler.advance(&batch);
+        assert_eq!(scheduler.next_batch(), [planned(0, 1, true), planned(1, 1, true)]);
     }
 
     #[test]

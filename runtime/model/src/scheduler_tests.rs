@@ -24,6 +24,8 @@ struct Simulated {
     is_admitted: bool,
     /// An older request that runs a beginning which it shares, and the length of that.
     behind: Option<(RequestId, usize)>,
+    /// Tokens of a draft.
+    n_offered: usize,
     /// By this step it must have ended: see [`Simulation::work`].
     deadline: u64,
 }
@@ -56,7 +58,8 @@ impl Simulation {
         // Small pools and batches, so that every limit is met all the time.
         let running_max = random.random_range(1..=12);
         let (batch_tokens_max, prompt_tokens_max) = (random.random_range(1..=64), random.random_range(1..=64));
-        let options = EngineOptions { running_max, batch_tokens_max, prompt_tokens_max };
+        let draft_rows_max = random.random_range(0..20);
+        let options = EngineOptions { running_max, batch_tokens_max, prompt_tokens_max, draft_rows_max };
         let (scheduler, n_pages) = (Scheduler::new(options), random.random_range(20..60));
         let open = BTreeMap::new();
         Self { random, options, scheduler, n_pages, open, next: 0, step: 0, n_finished: 0 }
@@ -71,9 +74,18 @@ impl Simulation {
         let id = RequestId(self.next);
         self.next += 1;
         self.scheduler.submit(id);
-        let (n_run, n_generated, is_admitted, behind, deadline) = (0, 0, false, None, 0);
-        let mut made =
-            Simulated { n_prompt, n_to_generate, n_pages, n_run, n_generated, is_admitted, behind, deadline };
+        let (n_run, n_generated, is_admitted, behind, n_offered, deadline) = (0, 0, false, None, 0, 0);
+        let mut made = Simulated {
+            n_prompt,
+            n_to_generate,
+            n_pages,
+            n_run,
+            n_generated,
+            is_admitted,
+            behind,
+            n_offered,
+            deadline,
+        };
         // Whatever comes later, every step runs a token of this request or of one before it.
         let ahead: usize = self.open.values().map(Simulated::n_left).sum();
         made.deadline = self.step + (ahead + made.n_left()) as u64;
@@ -145,6 +157,15 @@ impl Simulation {
         }
     }
 
+    /// Drafts of some that decode, never of more than they may still generate.
+    fn offer(&mut self) {
+        for (id, it) in self.open.iter_mut().filter(|it| it.1.is_decoding()) {
+            let room = it.n_to_generate - it.n_generated - 1;
+            it.n_offered = if self.random.random_bool(0.3) { self.random.random_range(0..=room.min(8)) } else { 0 };
+            self.scheduler.offer(*id, it.n_offered);
+        }
+    }
+
     fn share(&mut self, id: RequestId) {
         let Some(it) = self.open.get_mut(&id) else { return };
         let n_common = it.behind.take().map_or(0, |it| it.1);
@@ -169,14 +190,19 @@ impl Simulation {
     }
 
     fn check(&self, batch: &[Planned]) {
-        let n_tokens: usize = batch.iter().map(|it| it.n_tokens).sum();
+        // Whose drafts are checked runs more than the one token that is known.
+        let n_drafted: usize =
+            batch.iter().filter(|it| self.open[&it.request].is_decoding()).map(|it| it.n_tokens - 1).sum();
+        let n_tokens = batch.iter().map(|it| it.n_tokens).sum::<usize>() - n_drafted;
+        assert!(n_drafted == 0 || n_drafted + batch.len() <= self.options.draft_rows_max);
         assert!(n_tokens <= self.options.batch_tokens_max.max(self.options.running_max + 1));
         let mut planned = BTreeMap::new();
         for part in batch {
             let it = self.open[&part.request];
-            let n_outstanding = if it.is_decoding() { 1 } else { it.n_prompt - it.n_run };
+            let n_outstanding = if it.is_decoding() { 1 + it.n_offered } else { it.n_prompt - it.n_run };
             assert!(it.is_admitted && (1..=n_outstanding).contains(&part.n_tokens), "{part:?} of {it:?}");
-            assert_eq!(part.samples, part.n_tokens == n_outstanding, "a token is sampled after the last one known");
+            let is_known = it.is_decoding() || part.n_tokens == n_outstanding;
+            assert_eq!(part.samples, is_known, "a token is sampled after the last one known");
             assert_eq!(planned.insert(part.request, part.n_tokens), None, "twice in one pass");
         }
         let running = || self.open.iter().filter(|it| it.1.is_admitted);
@@ -189,6 +215,7 @@ impl Simulation {
         let is_planned = |it: &&RequestId| planned.contains_key(*it) && !self.open[*it].is_decoding();
         assert_eq!(n_begun, self.open.keys().filter(is_planned).count(), "prompts run in order, and none that waits");
         assert!(n_begun > 0 || ready.is_empty(), "the oldest prompt is stalled");
+        assert!(n_drafted == 0 || ready.is_empty(), "drafts delay a prompt");
         let n_of_prompts = n_tokens - running().filter(|it| it.1.is_decoding()).count();
         assert!(n_of_prompts == n_tokens || n_of_prompts <= self.options.prompt_tokens_max, "a pass is too long");
     }
@@ -198,8 +225,11 @@ impl Simulation {
         for part in batch {
             let Some(it) = self.open.get_mut(&part.request) else { continue };
             let was_decoding = it.is_decoding();
-            it.n_run += part.n_tokens;
-            it.n_generated += usize::from(part.samples);
+            // Of a draft some comes true, and what does not is taken back.
+            let n_untrue = if was_decoding { self.random.random_range(0..part.n_tokens) } else { 0 };
+            it.n_run += part.n_tokens - n_untrue;
+            it.n_generated += if was_decoding { part.n_tokens - n_untrue } else { usize::from(part.samples) };
+            it.n_offered = 0;
             assert!(it.n_run.div_ceil(PAGE_TOKENS) <= it.n_pages, "more pages than were asked for");
             if !was_decoding && part.samples {
                 self.end_waiting(part.request);
@@ -218,6 +248,7 @@ impl Simulation {
     fn step(&mut self) {
         self.admit();
         self.hand_on();
+        self.offer();
         let batch = self.scheduler.next_batch();
         assert_eq!(batch.is_empty(), self.open.is_empty(), "there is work and none is done");
         self.check(&batch);

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use fsq_model::Drafts;
+
 use crate::drift::Seen;
 use crate::options::PolicyFacts;
 use crate::store::Counts;
@@ -64,6 +66,8 @@ pub(crate) struct Metrics {
     /// Of those, what answers did not have to run because others had.
     reused_tokens: AtomicU64,
     generated_tokens: AtomicU64,
+    /// Tokens that drafts held, and those of them that came true.
+    drafts: (AtomicU64, AtomicU64),
     waiting: AtomicUsize,
     running: AtomicUsize,
     /// Pages of keys and values in use, and all there are.
@@ -79,6 +83,7 @@ impl Default for Metrics {
             prompt_tokens: AtomicU64::default(),
             reused_tokens: AtomicU64::default(),
             generated_tokens: AtomicU64::default(),
+            drafts: Default::default(),
             waiting: AtomicUsize::default(),
             running: AtomicUsize::default(),
             pages: Default::default(),
@@ -123,6 +128,12 @@ impl Metrics {
         self.pages.1.store(all, Ordering::Relaxed);
     }
 
+    /// How drafts of what may come next did.
+    pub(crate) fn set_drafts(&self, drafts: Drafts) {
+        self.drafts.0.store(drafts.n_drafted, Ordering::Relaxed);
+        self.drafts.1.store(drafts.n_true, Ordering::Relaxed);
+    }
+
     /// Answers that wait for room and answers in the batch.
     pub(crate) fn set_engine(&self, waiting: usize, running: usize) {
         self.waiting.store(waiting, Ordering::Relaxed);
@@ -144,6 +155,9 @@ impl Metrics {
         let reused = self.reused_tokens.load(Ordering::Relaxed);
         let help = "Prompt tokens that an answer did not run because others had, counted for each answer.";
         metric("fsq_reused_tokens_total", "counter", help, reused);
+        let drafts = (self.drafts.0.load(Ordering::Relaxed), self.drafts.1.load(Ordering::Relaxed));
+        metric("fsq_drafted_tokens_total", "counter", "Tokens run ahead because they might come next.", drafts.0);
+        metric("fsq_draft_tokens_true_total", "counter", "Of those, tokens that did come next.", drafts.1);
         metric("fsq_generated_tokens_total", "counter", "Tokens generated.", generated);
         metric("fsq_answers_waiting", "gauge", "Answers that wait for room in the batch.", waiting);
         metric("fsq_answers_running", "gauge", "Answers in the batch.", running);

@@ -10,6 +10,9 @@ use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_calibrate::stored::StoredThreshold;
 use fsq_model::{ChatTemplate, Tokenizer};
 
+/// Rows of a pass up to which drafts are tried unless told otherwise.
+const DRAFT_ROWS: usize = 4;
+
 /// A policy ready to run, with what its file says about it.
 #[derive(Debug)]
 pub struct Policy<D> {
@@ -77,6 +80,8 @@ pub struct Options {
     pub logs_requests: bool,
     /// Whether there is a web page at `/`.
     pub has_page: bool,
+    /// Rows up to which a forward pass is filled with drafts of what may come next; 0 for none. Answers are the same.
+    pub draft_rows_max: usize,
     /// Speak TLS with clients; `None` speaks plain HTTP. Administration is plain: it stays on this machine.
     pub tls: Option<TlsFiles>,
     /// Where a listener of its own for administration is; a loopback address.
@@ -97,6 +102,7 @@ impl Options {
             audit: None,
             logs_requests: false,
             has_page: false,
+            draft_rows_max: DRAFT_ROWS,
             tls: None,
             admin: None,
             limits: Limits::default(),

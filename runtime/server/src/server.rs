@@ -209,7 +209,8 @@ impl Server {
         options: Options,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let Options { address, outcomes, keys, audit, logs_requests, has_page, tls, admin, limits } = options;
+        let Options { address, outcomes, keys, audit, logs_requests, has_page, draft_rows_max, tls, admin, limits } =
+            options;
         if !address.ip().is_loopback() && keys.is_none() {
             return Err(ServerError::NotLoopback { address });
         }
@@ -237,8 +238,8 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let (shared, decoder, orders) = share(policy, limits, store, door, stop.clone());
         let signals = Arc::clone(&shared.signals);
-        let worker =
-            Worker::new(decoder, Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics), Arc::clone(&signals));
+        let (tokenizer, metrics) = (Arc::clone(&shared.tokenizer), Arc::clone(&shared.metrics));
+        let worker = Worker::new(decoder, draft_rows_max, tokenizer, metrics, Arc::clone(&signals));
         let engine = std::thread::Builder::new().name("fsq-engine".to_string()).spawn(move || worker.run(&orders))?;
         let serving = runtime.spawn(run((listener, tls.clone()), admin_listener, shared, shutdown, stopping));
         Ok(Self { address, admin, stop, signals, keyring, tls, audit, serving, engine, runtime })

@@ -169,11 +169,17 @@ pub(crate) struct Worker<D> {
 }
 
 impl<D: Decode> Worker<D> {
-    pub(crate) fn new(decoder: D, tokenizer: Arc<Tokenizer>, metrics: Arc<Metrics>, signals: Arc<Signals>) -> Self {
+    pub(crate) fn new(
+        decoder: D,
+        draft_rows_max: usize,
+        tokenizer: Arc<Tokenizer>,
+        metrics: Arc<Metrics>,
+        signals: Arc<Signals>,
+    ) -> Self {
         let (running_max, n_pages) = (decoder.max_sequences().max(1), decoder.free_pages());
         Self {
             answers: GridAnswers::new(&tokenizer),
-            engine: Engine::new(decoder, EngineOptions::new(running_max)),
+            engine: Engine::new(decoder, EngineOptions { draft_rows_max, ..EngineOptions::new(running_max) }),
             tokenizer,
             metrics,
             signals,
@@ -396,6 +402,7 @@ impl<D: Decode> Worker<D> {
 
     fn show(&mut self) {
         self.metrics.set_engine(self.engine.n_waiting(), self.engine.n_running());
+        self.metrics.set_drafts(self.engine.drafts());
         self.metrics.set_pages(self.n_pages.saturating_sub(self.engine.decoder().free_pages()), self.n_pages);
     }
 }
