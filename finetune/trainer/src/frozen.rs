@@ -1,5 +1,5 @@
-//! The weights of a checkpoint under an adapter, kept in the type they are stored in where that is f32 or bf16, or as the
-//! blocks of a quantized file of it.
+//! The weights of a checkpoint under an adapter, kept in the type they are stored in where that is f32 or bf16, or as
+//! the blocks of a quantized file of it.
 //!
 //! Reads names and shapes from the one description of each architecture; knows nothing of gradients.
 

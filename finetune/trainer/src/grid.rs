@@ -1,8 +1,8 @@
 //! A quantized file whose matrices are trained over, as they lie in it. Knows nothing of gradients, and of the file no
 //! more than its tensors and where it came from.
 //!
-//! An adapter trained over these weights makes up for what rounding did to them (QLoRA, arXiv 2305.14314), and is served
-//! beside the same file. Norms, biases, tokenizer and sizes are the checkpoint's that the file was made of.
+//! An adapter trained over these weights makes up for what rounding did to them (QLoRA, arXiv 2305.14314), and is
+//! served beside the same file. Norms, biases, tokenizer and sizes are the checkpoint's that the file was made of.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -52,7 +52,7 @@ pub struct SftConfig {
     /// Seconds between two checkpoints: what a kill may cost.
     #[serde(default = "SftConfig::save_every")]
     pub save_every_s: u64,
-    /// A quantized file of the checkpoint whose weights are trained over instead of its own: the adapter is for that file.
+    /// A quantized file of the checkpoint whose weights are trained over instead of its own; the adapter is for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<PathBuf>,
     /// The adapter.
