@@ -56,7 +56,7 @@ pub(crate) struct ServeArguments {
     sequences: u16,
     /// Rows up to which a forward pass is filled with tokens that may come next, looked up in the text; 0 for none.
     /// Answers are the same with and without; what repeats itself comes faster
-    #[arg(long, value_name = "ROWS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(..=256))]
+    #[arg(long, value_name = "ROWS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=256))]
     draft_rows: u16,
     /// How keys and values are stored; gates judge a file with f16
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]

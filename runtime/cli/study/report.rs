@@ -196,7 +196,7 @@ fn opening(report: &StudyReport) -> String {
         let counts = if arms.is_empty() { "no cell yet".into() } else { arms.join(", ") };
         let _ = writeln!(
             text,
-            "**Partial and provisional**: {SEEDS_MIN} seeds of every arm were registered; seeds by arm so far: {counts}.\n"
+            "**Partial and provisional**: {SEEDS_MIN} seeds of every arm were registered; seeds so far: {counts}.\n"
         );
     }
     let start = if settings.is_shipped_base {

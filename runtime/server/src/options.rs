@@ -10,9 +10,6 @@ use fsq_calibrate::recalibration::RecalibrationMaps;
 use fsq_calibrate::stored::StoredThreshold;
 use fsq_model::{ChatTemplate, Tokenizer};
 
-/// Rows of a pass up to which drafts are tried unless told otherwise.
-const DRAFT_ROWS: usize = 4;
-
 /// A policy ready to run, with what its file says about it.
 #[derive(Debug)]
 pub struct Policy<D> {
@@ -102,7 +99,7 @@ impl Options {
             audit: None,
             logs_requests: false,
             has_page: false,
-            draft_rows_max: DRAFT_ROWS,
+            draft_rows_max: 0,
             tls: None,
             admin: None,
             limits: Limits::default(),
