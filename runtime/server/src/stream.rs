@@ -108,7 +108,7 @@ impl Streaming {
             Some(reader) => reader.push(&piece.text),
             None => piece.text.clone(),
         };
-        if words.is_empty() && !(self.heading.has_logprobs && !piece.logprobs.is_empty()) {
+        if words.is_empty() && (!self.heading.has_logprobs || piece.logprobs.is_empty()) {
             return None;
         }
         let said = match self.heading.shape {
