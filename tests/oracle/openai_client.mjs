@@ -6,13 +6,15 @@
 // and one line where everything is as the client's types and the protocol have it, else with a trace.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
 const [folder, url, key, other] = process.argv.slice(2);
 const require = createRequire(join(folder, "x.js"));
 const OpenAI = require("openai");
-const { version } = require("openai/package.json");
+// The package exports no path to its own version.
+const { version } = JSON.parse(readFileSync(join(folder, "node_modules/openai/package.json"), "utf8"));
 
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0, timeout: 60_000 });
 const messages = [{ role: "user", content: "numbers 3 5 7, target 15" }];

@@ -10,11 +10,9 @@ use fsq_kernels::Cpu;
 
 use crate::fixtures::{OPTIONS, TINY, Tensors, adapter, decoder, gguf, numbers, prompt, tensors};
 use crate::{
-    AdapterId, Choices, Decoder, DecoderOptions, KvFormat, LogitsFor, ModelError, Step, TokenId, generate_batch,
+    AdapterId, Choices, ColumnSums, Completion, Decode, Decoder, DecoderOptions, Engine, EngineEvent, EngineOptions,
+    KvFormat, LogitsFor, ModelError, Observing, Request, Sampling, Step, TokenId, Tokenizer, generate_batch,
     log_softmax, score_continuations,
-};
-use crate::{
-    ColumnSums, Completion, Decode, Engine, EngineEvent, EngineOptions, Observing, Request, Sampling, Tokenizer,
 };
 
 /// Turns the heads of one position.
