@@ -154,6 +154,10 @@ fn a_hangup_reads_keys_again_and_a_termination_drains() {
     assert_eq!(serving.child.wait().unwrap().code(), Some(0));
 }
 
+fn held_to(schema: Value) -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "f", "schema": schema}})
+}
+
 /// Bodies that have brought other servers down, each with the code of its refusal.
 fn hostile_bodies() -> Vec<(&'static str, String, u16, &'static str)> {
     let (chat, completions, foresight) = ("/v1/chat/completions", "/v1/completions", "/v1/foresight");
@@ -171,8 +175,19 @@ fn hostile_bodies() -> Vec<(&'static str, String, u16, &'static str)> {
         (chat, with("top_logprobs", json!(u64::MAX)), 400, "invalid_value"),
         (chat, with("logit_bias", json!({"-5": 1})), 400, "invalid_value"),
         (chat, with("stop", json!(vec!["x"; 10_000])), 400, "invalid_value"),
-        (chat, with("tools", json!([{"type": "function", "function": {"pattern": "(a+)+$"}}])), 400, "invalid_value"),
+        (
+            chat,
+            with(
+                "tools",
+                json!([{"type": "function", "function": {"name": "f", "parameters": {"pattern": "(a+)+$"}}}]),
+            ),
+            400,
+            "unsupported_value",
+        ),
         (chat, with("response_format", json!({"type": "json_schema", "json_schema": {}})), 400, "invalid_value"),
+        (chat, with("response_format", held_to(json!({"pattern": "(?=a)b"}))), 400, "invalid_grammar"),
+        (chat, with("response_format", held_to(json!({"$ref": "#"}))), 400, "grammar_failed"),
+        (chat, with("response_format", held_to(json!({"description": "x".repeat(70_000)}))), 400, "schema_too_large"),
         (chat, format!("{{\"messages\":{}", "[".repeat(1 << 20)), 400, "json_too_deep"),
         (chat, format!("{{\"messages\":[{}0]}}", "{\"\":0},".repeat(500_000)), 400, "json_too_many_values"),
         (chat, format!("{{\"messages\":[{}0]}}", "0,".repeat(250_000)), 400, "too_many_entries"),
@@ -227,6 +242,16 @@ fn hostile_requests_are_refused_at_once_while_others_are_served() {
             assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{shown}: {found} {answer}");
             assert_eq!(found, status, "{shown}: {answer}");
             assert!(begun.elapsed() < ANSWER_TIME_MAX, "{shown}: {:?}", begun.elapsed());
+        }
+        // What others match by going back is answered here.
+        for pattern in ["(a+)+$", "((((a{1,9999}){1,9999}){1,9999}){1,9999})b"] {
+            let form = held_to(json!({"type": "string", "pattern": pattern}));
+            let body =
+                json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": form});
+            let begun = Instant::now();
+            let (found, answer) = serving.post("/v1/chat/completions", &key, &body.to_string());
+            assert_eq!(found, 200, "{pattern}: {answer}");
+            assert!(begun.elapsed() < ANSWER_TIME_MAX, "{pattern}: {:?}", begun.elapsed());
         }
         let long = format!("GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "x".repeat(40 << 10));
         assert_eq!(serving.send(long.as_bytes()).0, 431);
